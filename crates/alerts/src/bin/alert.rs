@@ -1,0 +1,5 @@
+//! See `alerts::cli`.
+
+fn main() -> std::process::ExitCode {
+    alerts::cli::main()
+}

@@ -1,0 +1,68 @@
+//! Alerts: written to disk first, delivered in the background, in order, once each.
+//!
+//! A dead messenger never delays a role change: [`raise`] touches the disk and systemd only.
+
+pub mod cli;
+mod deliver;
+mod spool;
+
+use process::Program;
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+
+pub use deliver::{Report, flush, test_channels};
+pub use spool::{AlertsError, QueueEntry, enqueue, queue};
+
+/// The unit that delivers.
+const DELIVERY_UNIT: &str = "keepalived-companion-alerts.service";
+
+/// How much it matters.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// For the record.
+    Info,
+    /// Look at it today.
+    Warning,
+    /// Look at it now.
+    Critical,
+}
+
+/// Something that a person should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    /// What kind of thing happened, such as `promoted`; equal kinds and texts fold into one.
+    pub event: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// The text for the person.
+    pub message: String,
+}
+
+/// Queues an alert and starts its delivery. It never fails: what cannot be queued is logged.
+pub fn raise(settings: &Settings, event: &str, severity: Severity, message: &str) {
+    let alert = Alert {
+        event: event.to_owned(),
+        severity,
+        message: message.to_owned(),
+    };
+    match enqueue(settings, &alert) {
+        Ok(()) if settings.alerts.channels.is_empty() => {}
+        Ok(()) => wake(),
+        Err(error) => log::error!("alert not queued ({error}): {message}"),
+    }
+}
+
+/// Starts the delivery without waiting for it; the timer would do so half a minute later.
+pub fn wake() {
+    let started = Program::new("systemctl")
+        .args(["start", "--no-block", DELIVERY_UNIT])
+        .deadline(std::time::Duration::from_secs(2))
+        .run()
+        .and_then(process::Output::success);
+    if let Err(error) = started {
+        log::warn!("{error}; the timer delivers later");
+    }
+}

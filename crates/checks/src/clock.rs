@@ -1,0 +1,90 @@
+//! Moments that a step of the wall clock does not move.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// A moment of one boot: CLOCK_BOOTTIME, which also counts while the machine is suspended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Moment {
+    /// Seconds since boot.
+    pub at: f64,
+    /// `/proc/sys/kernel/random/boot_id`; moments of two boots cannot be compared.
+    pub boot_id: String,
+}
+
+impl Moment {
+    /// The present moment.
+    pub fn now() -> Self {
+        let time = clock_gettime(ClockId::Boottime);
+        let whole = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default());
+        let part = Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or_default());
+        Self {
+            at: (whole + part).as_secs_f64(),
+            // Without it every moment looks like one of the same boot, which the run directory,
+            // empty after a boot, makes true.
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .map(|id| id.trim().to_owned())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// How long ago this was; none for another boot or a moment still to come.
+    pub fn age(&self, now: &Self) -> Option<Duration> {
+        if self.boot_id != now.boot_id {
+            return None;
+        }
+        Duration::try_from_secs_f64(now.at - self.at).ok()
+    }
+
+    /// Whether this was at most `limit` ago, in this boot.
+    pub fn is_young(&self, now: &Self, limit: Duration) -> bool {
+        self.age(now).is_some_and(|age| age <= limit)
+    }
+
+    /// This moment moved by a number of seconds, for tests.
+    #[cfg(test)]
+    pub fn plus(&self, seconds: f64) -> Self {
+        Self {
+            at: self.at + seconds,
+            boot_id: self.boot_id.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_needs_the_same_boot_and_a_moment_that_has_passed() {
+        let now = Moment::now();
+        assert_eq!(now.plus(-2.0).age(&now).map(|a| a.as_millis()), Some(2000));
+        assert_eq!(now.plus(2.0).age(&now), None);
+        let other_boot = Moment {
+            boot_id: "another".to_owned(),
+            ..now.plus(-2.0)
+        };
+        assert_eq!(other_boot.age(&now), None);
+    }
+
+    #[test]
+    fn young_includes_its_limit() {
+        let now = Moment {
+            at: 100.0,
+            boot_id: "b".to_owned(),
+        };
+        assert!(now.plus(-10.0).is_young(&now, Duration::from_secs(10)));
+        assert!(!now.plus(-10.5).is_young(&now, Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn the_clock_goes_forward() {
+        let first = Moment::now();
+        let second = Moment::now();
+        assert!(first.age(&second).is_some());
+        assert!(!first.boot_id.is_empty());
+    }
+}

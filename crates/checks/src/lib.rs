@@ -1,0 +1,43 @@
+//! check-apache, check-mariadb and check-master: what Keepalived asks every second.
+//!
+//! A check looks, judges, writes its verdict down and ends; it never changes a role. Each binary
+//! is one call into this library. The judgements are pure functions (`apache::judge`,
+//! `mariadb::judge_probe`, `master::judge`, `repair::decide`); `run` gathers what they need, holds
+//! the deadline and turns the verdict into an exit status.
+//!
+//! Keepalived reads only the exit status: 0 keeps the VIP, anything else puts the instance in
+//! FAULT. SIGTERM keeps its default action, so a check that Keepalived ends counts as failed.
+//!
+//! A check itself writes to the run directory only, which is in memory. Logs and alerts are on a
+//! disk that can hang, so a second process (`record`) writes them, and the verdict does not wait
+//! for it.
+
+mod apache;
+mod audited;
+mod cli;
+mod clock;
+mod mariadb;
+mod master;
+mod record;
+mod repair;
+mod run;
+mod store;
+mod verdict;
+mod watchdog;
+
+use std::process::ExitCode;
+
+/// The program `check-apache`.
+pub fn check_apache() -> ExitCode {
+    run::main::<apache::CheckApache>()
+}
+
+/// The program `check-mariadb`.
+pub fn check_mariadb() -> ExitCode {
+    run::main::<mariadb::CheckMariadb>()
+}
+
+/// The program `check-master`.
+pub fn check_master() -> ExitCode {
+    run::main::<master::CheckMaster>()
+}

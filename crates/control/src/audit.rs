@@ -1,0 +1,351 @@
+//! The audit: looks, decides, acts. Started by the timer and by every hook.
+
+use std::fs;
+use std::time::Duration;
+
+use alerts::Severity;
+use clap::Parser;
+use observe::Session;
+use role::{Decision, Limits, Policy, PromotionKind, decide};
+use settings::Settings;
+
+use crate::act;
+use crate::cli::{Common, Exit, answer};
+use crate::lock::{LockError, RoleLock};
+use crate::look::{Depth, Look, look};
+use crate::promote::{PromoteError, carry_out};
+use crate::{statements, takeover, tell, track};
+
+/// Causes that end by themselves within a few ticks are alerted only after this many seconds.
+const PATIENCE_SECONDS: f64 = 8.0;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "audit",
+    version,
+    about = "Looks at the nodes, decides who may write, and acts; run by a timer and by the hooks",
+    after_help = "Examples:\n  audit             one look, and what follows from it\n  audit --dry-run   say what would be done\n\n\
+                  Exit: 0 looked and acted, 1 an action failed (the next tick tries again), 2 settings"
+)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Entry point of `audit`.
+pub fn main() -> Exit {
+    let arguments = Arguments::parse();
+    let settings = match arguments.common.settings() {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    if arguments.common.check_config {
+        answer("ok");
+        return Exit::Done;
+    }
+    if arguments.dry_run {
+        return match look(&settings, Depth::Nodes) {
+            Ok(seen) => {
+                answer(&format!("{:?}", decide(&seen.seen, policy(&settings))));
+                Exit::Done
+            }
+            Err(error) => {
+                log::error!("{error}");
+                Exit::Undone
+            }
+        };
+    }
+    // Hooks that fire while this runs only raise the number: look again until it stands still.
+    let mut exit = Exit::Done;
+    loop {
+        let before = hook_sequence(&settings);
+        if let Err(error) = tick(&settings) {
+            log::error!("{error}");
+            exit = Exit::Undone;
+        }
+        if hook_sequence(&settings) == before {
+            return exit;
+        }
+    }
+}
+
+fn hook_sequence(settings: &Settings) -> Option<String> {
+    fs::read_to_string(settings.paths.run.join("hook-sequence")).ok()
+}
+
+fn policy(settings: &Settings) -> Policy {
+    Policy {
+        promote_unmet_after_boot: settings.role.promote_unmet_after_boot,
+    }
+}
+
+/// Why a tick could not act.
+#[derive(Debug, thiserror::Error)]
+enum AuditError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Memory(#[from] observe::MemoryError),
+    #[error(transparent)]
+    Promote(#[from] PromoteError),
+    #[error(transparent)]
+    Act(#[from] act::ActError),
+    #[error(transparent)]
+    Sql(#[from] observe::SqlError),
+    #[error(transparent)]
+    Track(#[from] track::TrackError),
+    #[error(transparent)]
+    Link(#[from] crate::link::LinkError),
+    #[error("{0}")]
+    Gone(&'static str),
+}
+
+/// One look and what follows. The steady state needs no lock and no forced command.
+fn tick(settings: &Settings) -> Result<(), AuditError> {
+    // With the VIP here and the database closed every moment counts: go straight to the whole look.
+    let urgent = observe::vip_present(settings) && !locally_writable(settings);
+    if !urgent {
+        let mut glance = look(settings, Depth::Databases)?;
+        let decision = decide(&glance.seen, policy(settings));
+        if let Decision::Stay(_) | Decision::Wait(_) = decision {
+            return settle(settings, &mut glance, &decision);
+        }
+    }
+    let _lock = RoleLock::take(settings, Duration::from_secs(1))?;
+    let mut seen = look(settings, Depth::Nodes)?;
+    let decision = decide(&seen.seen, policy(settings));
+    log::debug!("{:?} -> {decision:?}", seen.seen);
+    let acted = act_on(settings, &mut seen, &decision);
+    match &acted {
+        Ok(()) => settle(settings, &mut seen, &decision)?,
+        Err(error) => {
+            tell::verdicts(settings, &seen.seen);
+            tell::cause(settings, Some((&error.to_string(), 0.0)));
+        }
+    }
+    acted
+}
+
+fn locally_writable(settings: &Settings) -> bool {
+    Session::connect(
+        settings,
+        observe::Target::Local,
+        settings.role.answer_timeout,
+    )
+    .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
+    .is_ok_and(|read_only| !read_only)
+}
+
+/// Brings the files that others read up to date, and alerts what needs a person.
+fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
+    tell::verdicts(settings, &seen.seen);
+    let primary = seen.seen.local.database.writable() && seen.seen.local.entitled();
+    track::set_entitled(settings, primary)?;
+    let text;
+    let cause = match decision {
+        Decision::Refuse { why, next } => {
+            text = format!("{why}; next: {next}");
+            Some((text.as_str(), 0.0))
+        }
+        Decision::Wait(why) => Some((*why, PATIENCE_SECONDS)),
+        Decision::Stay(_)
+        | Decision::ClaimEpoch
+        | Decision::SemiSync(_)
+        | Decision::Promote(_)
+        | Decision::SwitchOver { .. }
+        | Decision::CatchUp { .. }
+        | Decision::Attach { .. }
+        | Decision::Fence { .. }
+        | Decision::FenceAll { .. }
+        | Decision::FencePeers { .. }
+        | Decision::KillLocal
+        | Decision::GiveUpVip(_)
+        | Decision::RemoveAddress => None,
+    };
+    tell::cause(settings, cause);
+    // A VIP given up for a cause that is gone: take part again.
+    if track::standby(settings)
+        && matches!(decision, Decision::Stay(_) | Decision::Wait(_))
+        && !seen.seen.local.entitled()
+    {
+        track::set_standby(settings, false)?;
+        tell::failover_log(settings, "takes part in VRRP again");
+    }
+    Ok(())
+}
+
+fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
+    let limits = Limits {
+        loss: settings.role.loss_limit,
+        accept_loss: false,
+        force: settings.role.promote_unmet_after_boot,
+    };
+    match decision {
+        Decision::Stay(_) | Decision::Wait(_) | Decision::Refuse { .. } => Ok(()),
+        Decision::ClaimEpoch => {
+            let epoch = seen.memory.highest_epoch + 1;
+            let session = local(seen)?;
+            statements::claim_epoch(session, settings, epoch)?;
+            seen.memory.saw_epoch(settings, epoch)?;
+            tell::failover_log(
+                settings,
+                &format!("wrote epoch {epoch}, which an interrupted change had left out"),
+            );
+            Ok(())
+        }
+        Decision::SemiSync(on) => semi_sync(settings, seen, *on),
+        Decision::Promote(why) => {
+            log::info!("promoting: {why}");
+            let promoted = carry_out(settings, seen, PromotionKind::TakeOver, limits, false);
+            give_up_after_refusal(settings, promoted.map(drop))
+        }
+        Decision::SwitchOver { from } => {
+            let kind = PromotionKind::SwitchOver { from: from.clone() };
+            carry_out(settings, seen, kind, limits, false)?;
+            Ok(())
+        }
+        Decision::CatchUp { from } | Decision::Attach { to: from } => {
+            let primary = takeover::node(settings, from)
+                .ok_or(AuditError::Gone("the peer is not in the settings"))?;
+            statements::attach(local(seen)?, settings, primary)?;
+            tell::failover_log(settings, &format!("replicates from {from}"));
+            Ok(())
+        }
+        Decision::Fence { give_up_vip, why } => {
+            if *give_up_vip {
+                track::set_standby(settings, true)?;
+            }
+            act::fence_local(settings)?;
+            tell::alert(
+                settings,
+                "fenced",
+                Severity::Critical,
+                &format!("this database is closed: {why}"),
+            );
+            Ok(())
+        }
+        Decision::FenceAll { peers } => {
+            act::fence_local(settings)?;
+            let fenced = fence_peers(seen, peers);
+            tell::alert(
+                settings,
+                "two-primaries",
+                Severity::Critical,
+                "two primaries at the same epoch: every one is closed. Compare their data, then on the right one: promote --force",
+            );
+            fenced
+        }
+        Decision::FencePeers { peers } => {
+            fence_peers(seen, peers)?;
+            tell::alert(
+                settings,
+                "old-primary-fenced",
+                Severity::Critical,
+                &format!("{} wrote at an older epoch and is closed", peers.join(", ")),
+            );
+            Ok(())
+        }
+        Decision::KillLocal => {
+            act::kill_local(settings)?;
+            tell::alert(
+                settings,
+                "fenced",
+                Severity::Critical,
+                "the local database did not answer while another node takes over: killed, it starts again read-only",
+            );
+            Ok(())
+        }
+        Decision::GiveUpVip(why) => {
+            track::set_standby(settings, true)?;
+            tell::alert(
+                settings,
+                "vip-given-up",
+                Severity::Warning,
+                &format!("the VIP is left to the others: {why}"),
+            );
+            Ok(())
+        }
+        Decision::RemoveAddress => {
+            act::remove_address(settings)?;
+            tell::alert(
+                settings,
+                "address-removed",
+                Severity::Warning,
+                "the VIP's address was here without a running Keepalived and is removed",
+            );
+            Ok(())
+        }
+    }
+}
+
+/// A node whose own data forbid the promotion does not keep the VIP.
+fn give_up_after_refusal(
+    settings: &Settings,
+    promoted: Result<(), PromoteError>,
+) -> Result<(), AuditError> {
+    if let Err(PromoteError::Refused(refusal)) = &promoted {
+        let own_data = match refusal {
+            role::Refusal::Diverged { .. }
+            | role::Refusal::Behind { .. }
+            | role::Refusal::SqlError { .. }
+            | role::Refusal::StaleEpoch { .. }
+            | role::Refusal::Filtered
+            | role::Refusal::NotGtid
+            | role::Refusal::ManyChannels { .. } => true,
+            role::Refusal::LocalDatabaseDown
+            | role::Refusal::BothThreadsStopped
+            | role::Refusal::CannotFence { .. }
+            | role::Refusal::Unmet { .. }
+            | role::Refusal::NotPrimary { .. } => false,
+        };
+        if own_data {
+            track::set_standby(settings, true)?;
+        }
+    }
+    Ok(promoted?)
+}
+
+fn fence_peers(seen: &mut Look, peers: &[String]) -> Result<(), AuditError> {
+    for peer in peers {
+        if let Some(link) = seen.links.get_mut(peer) {
+            link.fence()?;
+        } else if let Some(session) = seen.sessions.get_mut(peer) {
+            statements::close(session)?;
+        } else {
+            return Err(AuditError::Gone(
+                "a second primary cannot be reached to be fenced",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn semi_sync(settings: &Settings, seen: &mut Look, on: bool) -> Result<(), AuditError> {
+    let session = local(seen)?;
+    statements::set_semi_sync(session, settings, on)?;
+    if on {
+        // Its status turns on with the first commit that a replica acknowledges.
+        statements::beat(session, settings)?;
+        tell::failover_log(
+            settings,
+            "a replica is connected: commits wait for it from now on",
+        );
+    } else if seen.seen.local.database.writable() {
+        tell::alert(
+            settings,
+            "no-replica",
+            Severity::Warning,
+            "no replica is connected: commits are acknowledged with one copy only",
+        );
+    }
+    Ok(())
+}
+
+fn local(seen: &mut Look) -> Result<&mut Session, AuditError> {
+    seen.local
+        .as_mut()
+        .ok_or(AuditError::Gone("the local database went away"))
+}

@@ -1,0 +1,5 @@
+//! See `control::audit`.
+
+fn main() -> control::Exit {
+    control::audit::main()
+}

@@ -1,0 +1,5 @@
+//! See `control::maintenance`.
+
+fn main() -> control::Exit {
+    control::maintenance::main()
+}

@@ -1,0 +1,5 @@
+//! See `control::notify`.
+
+fn main() -> control::Exit {
+    control::notify::main()
+}

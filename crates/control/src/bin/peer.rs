@@ -1,0 +1,5 @@
+//! See `control::peer`.
+
+fn main() -> control::Exit {
+    control::peer::main()
+}

@@ -1,0 +1,5 @@
+//! See `control::promote`.
+
+fn main() -> control::Exit {
+    control::promote::main()
+}

@@ -1,0 +1,84 @@
+//! What every tool of this package shares: arguments, settings, logging, exit codes.
+
+use std::path::PathBuf;
+use std::process::{ExitCode, Termination};
+
+use settings::Settings;
+
+/// Arguments common to every tool.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// The settings file
+    #[arg(long, value_name = "PATH", default_value = settings::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The name of this node, when the host name is not in the settings
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Check the settings and exit
+    #[arg(long)]
+    pub check_config: bool,
+    /// Say more on standard error
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+impl Common {
+    /// Loads the settings, or says every problem on standard error.
+    pub fn settings(&self) -> Result<Settings, Exit> {
+        let level = if self.verbose { "debug" } else { "info" };
+        // A second initialisation in one process changes nothing.
+        let _ = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+            .format_target(false)
+            .try_init();
+        settings::load(&self.config, self.node.as_deref()).map_err(|error| {
+            log::error!("{error}");
+            Exit::Usage
+        })
+    }
+}
+
+/// Exit codes of the control tools; docs/exit-codes.md explains them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or nothing to do.
+    Done,
+    /// Failed, and everything was undone.
+    Undone,
+    /// Settings or arguments are wrong.
+    Usage,
+    /// Refused before anything was touched.
+    Refused,
+    /// Stopped past the point of no return; run it again.
+    Forward,
+    /// A node that is needed cannot be reached.
+    Unreachable,
+    /// Another change holds the role lock.
+    Locked,
+}
+
+impl Exit {
+    /// The number the shell sees.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Undone => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::Forward => 4,
+            Self::Unreachable => 5,
+            Self::Locked => 6,
+        }
+    }
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+}
+
+/// Prints one line on standard output: the tool's answer, not a log.
+#[expect(clippy::print_stdout, reason = "the answer of a command-line tool")]
+pub fn answer(text: &str) {
+    println!("{text}");
+}

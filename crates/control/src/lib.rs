@@ -1,0 +1,22 @@
+//! What changes roles: notify, audit, promote, maintenance, and the forced command for peers.
+//!
+//! Every entry point looks, asks `role::decide` or `role::plan_promotion`, and executes.
+
+mod act;
+pub mod audit;
+mod cli;
+mod fault;
+mod journal;
+mod link;
+mod lock;
+mod look;
+pub mod maintenance;
+pub mod notify;
+pub mod peer;
+pub mod promote;
+mod statements;
+mod takeover;
+mod tell;
+mod track;
+
+pub use cli::Exit;

@@ -1,0 +1,209 @@
+//! A conversation with the forced command on a peer: `ssh peer session`, then one JSON line each way.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use process::{Conversation, ProcessError, Program};
+use role::NodeView;
+use serde::{Deserialize, Serialize};
+use settings::{Node, Settings};
+
+/// What a peer may be asked. Nothing else is understood on the other side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verb", deny_unknown_fields)]
+pub enum Request {
+    /// Tell everything about yourself.
+    Observe {},
+    /// Take your role lock and hold it while this conversation lasts.
+    Lock {
+        /// How long to wait for it, in ms.
+        patience_ms: u64,
+    },
+    /// Write down that `to` has the right to write; empty takes it back.
+    Grant {
+        /// A node's name, or empty.
+        to: String,
+    },
+    /// Make your database unable to write, by SIGKILL when it does not answer.
+    Fence {},
+    /// Leave the VIP to the others (on), or take part again.
+    Standby {
+        /// Which.
+        on: bool,
+    },
+    /// Restart Keepalived.
+    RestartKeepalived {},
+}
+
+/// What a peer answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub enum Response {
+    /// Done.
+    Done {},
+    /// Its state.
+    Node {
+        /// The state.
+        node: Box<NodeView>,
+    },
+    /// The lock is held by another change.
+    Busy {},
+    /// Not done, and why.
+    Failed {
+        /// For a person.
+        why: String,
+    },
+}
+
+/// Why a peer did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// ssh or the other side failed.
+    #[error("{peer}: {source}")]
+    Process {
+        /// The peer.
+        peer: String,
+        /// The reason.
+        source: ProcessError,
+    },
+    /// The answer was not understood.
+    #[error(
+        "{peer} answered `{answer}`, which is not an answer to this question; are both nodes on the same version?"
+    )]
+    Answer {
+        /// The peer.
+        peer: String,
+        /// What came.
+        answer: String,
+    },
+    /// Its role lock is taken.
+    #[error("{peer}: another role change is running there")]
+    Busy {
+        /// The peer.
+        peer: String,
+    },
+    /// It tried and failed.
+    #[error("{peer}: {why}")]
+    Failed {
+        /// The peer.
+        peer: String,
+        /// Its words.
+        why: String,
+    },
+}
+
+/// An open conversation.
+#[derive(Debug)]
+pub struct Link {
+    peer: String,
+    conversation: Conversation,
+    answer_timeout: Duration,
+}
+
+impl Link {
+    /// Starts ssh towards an address that answers; the first question tells whether it works.
+    pub fn open(settings: &Settings, peer: &Node, address: IpAddr) -> Result<Self, LinkError> {
+        let ssh = &settings.peer;
+        let conversation = Program::new("ssh")
+            .args([
+                "-T",
+                "-F",
+                "none",
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "ConnectTimeout=2",
+            ])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=yes",
+                "-o",
+                "IdentitiesOnly=yes",
+            ])
+            .args(["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3"])
+            .args(["-o", "ControlPath=/run/keepalived-companion/ssh-%h"])
+            .arg("-o")
+            .arg(format!("UserKnownHostsFile={}", ssh.known_hosts.display()))
+            .arg("-i")
+            .arg(&ssh.identity)
+            .arg("-p")
+            .arg(ssh.port.to_string())
+            .args(["-l", &ssh.user])
+            .arg(address.to_string())
+            .arg("session")
+            .converse()
+            .map_err(|source| LinkError::Process {
+                peer: peer.name.clone(),
+                source,
+            })?;
+        Ok(Self {
+            peer: peer.name.clone(),
+            conversation,
+            answer_timeout: settings.role.answer_timeout,
+        })
+    }
+
+    /// The peer's own view of itself.
+    pub fn observe(&mut self) -> Result<NodeView, LinkError> {
+        match self.ask(&Request::Observe {}, Duration::ZERO)? {
+            Response::Node { node } => Ok(*node),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Takes the peer's role lock until this link is dropped.
+    pub fn lock(&mut self, patience: Duration) -> Result<(), LinkError> {
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.done(&Request::Lock { patience_ms }, patience)
+    }
+
+    /// The peer writes down who may write.
+    pub fn grant(&mut self, to: Option<&str>) -> Result<(), LinkError> {
+        let to = to.unwrap_or_default().to_owned();
+        self.done(&Request::Grant { to }, Duration::ZERO)
+    }
+
+    /// The peer's database cannot write any more when this returns.
+    pub fn fence(&mut self) -> Result<(), LinkError> {
+        // Closing, ending the clients, and a SIGKILL after a silence each take their time.
+        self.done(&Request::Fence {}, self.answer_timeout * 3)
+    }
+
+    fn done(&mut self, request: &Request, extra: Duration) -> Result<(), LinkError> {
+        match self.ask(request, extra)? {
+            Response::Done {} => Ok(()),
+            Response::Busy {} => Err(LinkError::Busy {
+                peer: self.peer.clone(),
+            }),
+            Response::Failed { why } => Err(LinkError::Failed {
+                peer: self.peer.clone(),
+                why,
+            }),
+            other @ Response::Node { .. } => Err(self.unexpected(&other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request, extra: Duration) -> Result<Response, LinkError> {
+        let text = serde_json::to_string(request).unwrap_or_default();
+        // A peer that observes a silent database needs one more answer timeout for it.
+        let deadline = self.answer_timeout * 2 + extra;
+        let answer =
+            self.conversation
+                .ask(&text, deadline)
+                .map_err(|source| LinkError::Process {
+                    peer: self.peer.clone(),
+                    source,
+                })?;
+        serde_json::from_str(&answer).map_err(|_| LinkError::Answer {
+            peer: self.peer.clone(),
+            answer,
+        })
+    }
+
+    fn unexpected(&self, response: &Response) -> LinkError {
+        LinkError::Answer {
+            peer: self.peer.clone(),
+            answer: serde_json::to_string(response).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Looking at every node, as far as the question needs.
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use observe::{Memory, MemoryError, Session, observe_local, observe_peer_database, reachable};
+use role::{Contact, Observation, PeerView};
+use settings::{Node, Settings};
+
+use crate::link::Link;
+
+/// What was seen, and the open connections that saw it.
+#[derive(Debug)]
+pub struct Look {
+    /// The facts.
+    pub seen: Observation,
+    /// What was known before, with what was seen taken in.
+    pub memory: Memory,
+    /// The session with the local database.
+    pub local: Option<Session>,
+    /// Sessions with the peers' databases, by name.
+    pub sessions: BTreeMap<String, Session>,
+    /// Conversations with the peers' forced commands, by name.
+    pub links: BTreeMap<String, Link>,
+}
+
+/// How much to ask of the peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Their databases over SQL: enough for the steady state.
+    Databases,
+    /// Also their forced commands: who holds the VIP, what a silent database does.
+    Nodes,
+}
+
+/// Looks at this node and at every peer, the peers all at once.
+pub fn look(settings: &Settings, depth: Depth) -> Result<Look, MemoryError> {
+    let mut memory = Memory::load(settings)?;
+    let (local_view, answers) = thread::scope(|scope| {
+        let asked: Vec<_> = settings
+            .peers()
+            .map(|peer| (peer, scope.spawn(move || ask_peer(settings, peer, depth))))
+            .collect();
+        let local = observe_local(settings);
+        let answers: Vec<_> = asked
+            .into_iter()
+            .map(|(peer, thread)| (peer, thread.join().unwrap_or((Contact::Silent, None, None))))
+            .collect();
+        (local, answers)
+    });
+    let (local_view, local) = local_view;
+    let mut sessions = BTreeMap::new();
+    let mut links = BTreeMap::new();
+    let mut peers = Vec::new();
+    for (peer, (contact, session, link)) in answers {
+        let remembered = memory.boot.peers.get(&peer.name);
+        peers.push(PeerView {
+            name: peer.name.clone(),
+            met: remembered.is_some()
+                || memory.boot.was_primary
+                || matches!(contact, Contact::Database(_) | Contact::Node(_)),
+            last_primary: remembered.cloned().flatten(),
+            contact,
+        });
+        sessions.extend(session.map(|s| (peer.name.clone(), s)));
+        links.extend(link.map(|l| (peer.name.clone(), l)));
+    }
+    let mut seen = Observation {
+        local: local_view,
+        peers,
+        highest_epoch: memory.highest_epoch,
+        witness: witness(settings),
+        granted_to: memory.granted_to.clone(),
+    };
+    memory.learn(settings, &seen)?;
+    seen.highest_epoch = memory.highest_epoch;
+    Ok(Look {
+        seen,
+        memory,
+        local,
+        sessions,
+        links,
+    })
+}
+
+fn ask_peer(
+    settings: &Settings,
+    peer: &Node,
+    depth: Depth,
+) -> (Contact, Option<Session>, Option<Link>) {
+    let (contact, session) = observe_peer_database(settings, peer);
+    if depth == Depth::Databases {
+        return (contact, session, None);
+    }
+    let Some(address) = reachable(settings, peer, settings.peer.port) else {
+        return (contact, session, None);
+    };
+    let told = Link::open(settings, peer, address).and_then(|mut link| Ok((link.observe()?, link)));
+    match told {
+        Ok((node, link)) => (Contact::Node(Box::new(node)), session, Some(link)),
+        Err(error) => {
+            log::warn!("{error}");
+            match contact {
+                // Its ssh port answered, so the host is up whatever its database does.
+                Contact::Silent => (Contact::HostUp, session, None),
+                known @ (Contact::HostUp | Contact::Database(_) | Contact::Node(_)) => {
+                    (known, session, None)
+                }
+            }
+        }
+    }
+}
+
+/// Whether any witness answers; none when the settings name none.
+fn witness(settings: &Settings) -> Option<bool> {
+    let witnesses = &settings.cluster.witnesses;
+    if witnesses.is_empty() {
+        return None;
+    }
+    Some(
+        witnesses
+            .iter()
+            .any(|w| observe::witness_answers(settings, w)),
+    )
+}

@@ -1,0 +1,154 @@
+//! The forced command: what a peer may ask of this node over ssh, and nothing else.
+
+use std::io::{BufRead, Write};
+use std::time::Duration;
+
+use clap::Parser;
+use observe::Memory;
+use process::Program;
+use settings::Settings;
+
+use crate::cli::{Common, Exit, answer};
+use crate::link::{Request, Response};
+use crate::lock::{LockError, RoleLock};
+use crate::{act, tell, track};
+
+/// A question longer than this is refused.
+const LINE_CAP: usize = 64 * 1024;
+/// Longest wait for the role lock that a peer may ask for.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "peer",
+    version,
+    about = "The forced command of the toolkit's ssh key: answers a peer's questions line by line",
+    after_help = "Put it into authorized_keys:\n  restrict,from=\"ADDRESSES\",command=\"/usr/libexec/keepalived-companion/peer\" ssh-ed25519 …\n\n\
+                  The only command it accepts is `session`; everything else is refused with exit 3."
+)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Entry point of `peer`.
+pub fn main() -> Exit {
+    let arguments = Arguments::parse();
+    let settings = match arguments.common.settings() {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    if arguments.common.check_config {
+        answer("ok");
+        return Exit::Done;
+    }
+    let asked = std::env::var_os("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    if asked != "session" {
+        log::error!("refused: {asked:?}; the only command is `session`");
+        return Exit::Refused;
+    }
+    converse(&settings)
+}
+
+/// Answers one JSON line with another until the peer hangs up; then the lock goes, too.
+fn converse(settings: &Settings) -> Exit {
+    let mut lock = None;
+    let mut input = std::io::stdin().lock();
+    let mut output = std::io::stdout().lock();
+    loop {
+        let mut line = Vec::new();
+        let mut limited = std::io::Read::take(&mut input, LINE_CAP as u64);
+        match limited.read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return Exit::Done,
+            Ok(_) => {}
+        }
+        let Ok(request) = serde_json::from_slice::<Request>(&line) else {
+            log::error!("refused: a question that is not in the list");
+            return Exit::Refused;
+        };
+        let response = respond(settings, &request, &mut lock);
+        let mut text = serde_json::to_vec(&response).unwrap_or_default();
+        text.push(b'\n');
+        if output
+            .write_all(&text)
+            .and_then(|()| output.flush())
+            .is_err()
+        {
+            return Exit::Done;
+        }
+    }
+}
+
+fn respond(settings: &Settings, request: &Request, lock: &mut Option<RoleLock>) -> Response {
+    let done = |outcome: Result<(), String>| match outcome {
+        Ok(()) => Response::Done {},
+        Err(why) => Response::Failed { why },
+    };
+    match request {
+        Request::Observe {} => {
+            let (node, _session) = observe::observe_local(settings);
+            Response::Node {
+                node: Box::new(node),
+            }
+        }
+        Request::Lock { patience_ms } => {
+            if lock.is_some() {
+                return Response::Done {};
+            }
+            let patience = Duration::from_millis(*patience_ms).min(LONGEST_PATIENCE);
+            match RoleLock::take(settings, patience) {
+                Ok(taken) => {
+                    *lock = Some(taken);
+                    Response::Done {}
+                }
+                Err(LockError::Busy { .. }) => Response::Busy {},
+                Err(error @ LockError::Io { .. }) => Response::Failed {
+                    why: error.to_string(),
+                },
+            }
+        }
+        // Everything that changes this node needs its role lock first.
+        Request::Grant { .. }
+        | Request::Fence {}
+        | Request::Standby { .. }
+        | Request::RestartKeepalived {}
+            if lock.is_none() && !matches!(request, Request::Fence {}) =>
+        {
+            Response::Failed {
+                why: "ask for the role lock first".to_owned(),
+            }
+        }
+        Request::Grant { to } => {
+            if !to.is_empty() && !settings.nodes.iter().any(|node| node.name == *to) {
+                return Response::Failed {
+                    why: format!("{to} is not a node in the settings here"),
+                };
+            }
+            let to = (!to.is_empty()).then_some(to.as_str());
+            done(
+                Memory::load(settings)
+                    .and_then(|mut memory| memory.grant(settings, to))
+                    .map_err(|e| e.to_string()),
+            )
+        }
+        Request::Fence {} => {
+            let fenced = act::fence_local(settings).map_err(|e| e.to_string());
+            if fenced.is_ok() {
+                tell::failover_log(settings, "fenced at a peer's word");
+            }
+            done(fenced)
+        }
+        Request::Standby { on } => {
+            done(track::set_standby(settings, *on).map_err(|e| e.to_string()))
+        }
+        Request::RestartKeepalived {} => done(
+            Program::new("systemctl")
+                .args(["--no-block", "restart", "keepalived.service"])
+                .deadline(Duration::from_secs(3))
+                .run()
+                .and_then(process::Output::success)
+                .map(drop)
+                .map_err(|e| e.to_string()),
+        ),
+    }
+}

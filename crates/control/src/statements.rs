@@ -1,0 +1,185 @@
+//! The statements that change a server's role. Everything else only reads.
+
+use std::time::{Duration, Instant};
+
+use observe::{Session, SqlError};
+use role::GtidSet;
+use settings::{Node, Settings};
+
+/// Makes the server read-only and reads it back.
+pub fn close(session: &mut Session) -> Result<(), SqlError> {
+    session.execute("SET GLOBAL read_only = 1")?;
+    expect_read_only(session, true)
+}
+
+/// Opens the server for writes and reads it back.
+pub fn open(session: &mut Session) -> Result<(), SqlError> {
+    session.execute("SET GLOBAL read_only = 0")?;
+    expect_read_only(session, false)
+}
+
+fn expect_read_only(session: &mut Session, wanted: bool) -> Result<(), SqlError> {
+    let statement = "SELECT @@read_only";
+    let found: bool = session.row(statement)?;
+    if found == wanted {
+        return Ok(());
+    }
+    Err(SqlError::Answer {
+        statement: statement.to_owned(),
+        answer: u8::from(found).to_string(),
+        expected: if wanted { "1" } else { "0" },
+    })
+}
+
+/// Ends every client's session; the toolkit's own, replication's and the server's own stay.
+pub fn end_clients(session: &mut Session, settings: &Settings) -> Result<usize, SqlError> {
+    let database = &settings.database;
+    let statement = format!(
+        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() \
+         AND USER NOT IN ('system user', 'event_scheduler', {}, {})",
+        quote(&database.account.user),
+        quote(&database.replication.user),
+    );
+    let clients = session.rows::<u64>(&statement)?;
+    for id in &clients {
+        match session.execute(&format!("KILL CONNECTION {id}")) {
+            // ER_NO_SUCH_THREAD: it left by itself.
+            Err(error) if error.server_code() != Some(1094) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(clients.len())
+}
+
+/// Sessions whose commit waits for a replica's acknowledgement.
+pub fn commits_waiting(session: &mut Session) -> Result<u32, SqlError> {
+    session.row(
+        "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE STATE LIKE 'Waiting for semi-sync ACK%'",
+    )
+}
+
+/// Switches semi-synchronous replication; its status follows at the next commit.
+pub fn set_semi_sync(session: &mut Session, settings: &Settings, on: bool) -> Result<(), SqlError> {
+    let timeout = settings.database.semi_sync_timeout.as_millis();
+    session.execute(&format!(
+        "SET GLOBAL rpl_semi_sync_master_timeout = {timeout}, GLOBAL rpl_semi_sync_master_enabled = {}",
+        u8::from(on)
+    ))
+}
+
+/// Writes this node's heartbeat row, so that semi-synchronous replication proves itself.
+pub fn beat(session: &mut Session, settings: &Settings) -> Result<(), SqlError> {
+    replicated(
+        session,
+        &format!(
+            "INSERT INTO `{}`.heartbeat (node, beat, at) VALUES ({}, 1, NOW(6)) \
+             ON DUPLICATE KEY UPDATE beat = beat + 1, at = NOW(6)",
+            settings.database.schema,
+            quote(&settings.local().name)
+        ),
+    )
+}
+
+/// Writes the epoch row: the first transaction of a new primary.
+pub fn claim_epoch(session: &mut Session, settings: &Settings, epoch: u64) -> Result<(), SqlError> {
+    let position: String = session.row("SELECT @@gtid_binlog_pos")?;
+    replicated(
+        session,
+        &format!(
+            "REPLACE INTO `{}`.epoch (id, epoch, primary_node, opened_at, gtid) VALUES (1, {epoch}, {}, NOW(6), {})",
+            settings.database.schema,
+            quote(&settings.local().name),
+            quote(&position)
+        ),
+    )
+}
+
+/// The toolkit's sessions keep out of the binlog; these rows must travel with the data.
+fn replicated(session: &mut Session, statement: &str) -> Result<(), SqlError> {
+    session.execute("SET SESSION sql_log_bin = 1")?;
+    let written = session.execute(statement);
+    session.execute("SET SESSION sql_log_bin = 0")?;
+    written
+}
+
+/// Waits until everything in `position` is applied; false when the time ran out.
+pub fn wait_for(
+    session: &mut Session,
+    position: &GtidSet,
+    limit: Duration,
+) -> Result<bool, SqlError> {
+    let statement = format!(
+        "SELECT MASTER_GTID_WAIT({}, {:.3})",
+        quote(&position.to_string()),
+        limit.as_secs_f64()
+    );
+    let answer: i32 = session.row(&statement)?;
+    Ok(answer == 0)
+}
+
+/// The position of a server that no longer writes: read until it is twice the same.
+pub fn stable_position(
+    session: &mut Session,
+    limit: Duration,
+) -> Result<(GtidSet, GtidSet), SqlError> {
+    let statement = "SELECT @@gtid_binlog_pos, @@gtid_binlog_state";
+    let start = Instant::now();
+    let mut last: (String, String) = session.row(statement)?;
+    loop {
+        let now: (String, String) = session.row(statement)?;
+        if now == last {
+            let parse = |text: &str| {
+                text.parse::<GtidSet>().map_err(|_| SqlError::Answer {
+                    statement: statement.to_owned(),
+                    answer: text.to_owned(),
+                    expected: "a list of GTIDs",
+                })
+            };
+            return Ok((parse(&now.0)?, parse(&now.1)?));
+        }
+        if start.elapsed() > limit {
+            return Err(SqlError::Answer {
+                statement: statement.to_owned(),
+                answer: format!("{} and still moving", now.0),
+                expected: "the same position twice under the global read lock",
+            });
+        }
+        last = now;
+    }
+}
+
+/// Makes the server a replica of `primary`. Its own binlog must be contained in the primary's.
+pub fn attach(session: &mut Session, settings: &Settings, primary: &Node) -> Result<(), SqlError> {
+    let replication = &settings.database.replication;
+    let password = replication.password()?;
+    set_semi_sync(session, settings, false)?;
+    session.execute("STOP ALL SLAVES")?;
+    session.execute("RESET SLAVE ALL")?;
+    session.execute(&format!(
+        "CHANGE MASTER TO MASTER_HOST = {}, MASTER_PORT = {}, MASTER_USER = {}, \
+         MASTER_SSL = 1, MASTER_SSL_CA = {}, MASTER_SSL_VERIFY_SERVER_CERT = 1, \
+         MASTER_CONNECT_RETRY = 1, MASTER_HEARTBEAT_PERIOD = 1, \
+         MASTER_USE_GTID = slave_pos, MASTER_DEMOTE_TO_SLAVE = 1, MASTER_PASSWORD = {}",
+        quote(&primary.private.to_string()),
+        settings.database.port,
+        quote(&replication.user),
+        quote(&settings.database.server_tls_ca.to_string_lossy()),
+        quote(password.reveal()),
+    ))?;
+    session.execute("START SLAVE")
+}
+
+/// An SQL string literal.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_literal_cannot_end_early() {
+        assert_eq!(quote(r"a'b\"), r"'a\'b\\'");
+    }
+}

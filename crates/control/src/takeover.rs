@@ -1,0 +1,452 @@
+//! Executes a promotion's plan: journal, effect, verification, step by step; undone in reverse
+//! before the database is opened, forward only from there on.
+
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use observe::{MemoryError, Session, SqlError, Target};
+use role::{Contact, GtidSet, Plan, Step};
+use settings::{Node, Settings};
+
+use crate::act::ActError;
+use crate::journal::{Journal, JournalError};
+use crate::link::LinkError;
+use crate::look::Look;
+use crate::{statements, track};
+
+/// One slice of a long wait, after which progress is told.
+const SLICE: Duration = Duration::from_secs(1);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A statement failed.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    /// The peer's forced command failed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// An effect on this node failed.
+    #[error(transparent)]
+    Act(#[from] ActError),
+    /// The memory cannot be written.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// No connection that the step needs.
+    #[error("no connection to {node}'s {what}")]
+    NoConnection {
+        /// The node.
+        node: String,
+        /// `database` or `forced command`.
+        what: &'static str,
+    },
+    /// Time ran out.
+    #[error("{what} was not finished within {limit:?}")]
+    TooLate {
+        /// What was waited for.
+        what: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The histories differ after catching up.
+    #[error("after catching up this node still lacks {missing}")]
+    StillMissing {
+        /// GTIDs.
+        missing: GtidSet,
+    },
+    /// The drained data are older than an epoch that was seen.
+    #[error(
+        "everything received is applied and this data is at epoch {mine}, older than epoch {seen} that was seen; start the node with the newer data, or: promote --accept-loss"
+    )]
+    StaleEpoch {
+        /// Here.
+        mine: u64,
+        /// The highest seen.
+        seen: u64,
+    },
+}
+
+/// How the execution ended when it did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    /// Nothing has changed for good.
+    #[error("step «{step}» failed and everything was undone: {why}")]
+    Undone {
+        /// The step.
+        step: String,
+        /// The reason.
+        why: StepError,
+    },
+    /// Not everything could be undone.
+    #[error(
+        "step «{step}» failed ({why}), and undoing failed too: {undo}; both databases may be read-only: promote"
+    )]
+    NotUndone {
+        /// The step.
+        step: String,
+        /// The reason.
+        why: StepError,
+        /// What failed in undoing.
+        undo: StepError,
+    },
+    /// The database is open or may be; only forward.
+    #[error("step «{step}» failed past the point of no return: {why}; run it again: promote")]
+    Forward {
+        /// The step.
+        step: String,
+        /// The reason.
+        why: StepError,
+    },
+}
+
+/// What the steps of one execution share.
+struct Execution<'a> {
+    settings: &'a Settings,
+    look: &'a mut Look,
+    accept_stale_epoch: bool,
+    /// The frozen primary's position and whole history.
+    frozen: Option<(GtidSet, GtidSet)>,
+    freeze_began: Option<Instant>,
+    /// STOP SLAVE takes two seconds when the primary has just died; it runs beside the opening.
+    stopping: Option<JoinHandle<Result<(), SqlError>>>,
+    opened: bool,
+}
+
+/// Carries out the plan. The role locks of all nodes concerned are held by the caller.
+pub fn execute(
+    settings: &Settings,
+    look: &mut Look,
+    plan: &Plan,
+    accept_stale_epoch: bool,
+) -> Result<Duration, TakeoverError> {
+    let start = Instant::now();
+    let mut execution = Execution {
+        settings,
+        look,
+        accept_stale_epoch,
+        frozen: None,
+        freeze_began: None,
+        stopping: None,
+        opened: false,
+    };
+    let mut journal = Journal::begin(settings, plan).map_err(|why| TakeoverError::Undone {
+        step: "journal".to_owned(),
+        why: why.into(),
+    })?;
+    let mut done: Vec<&Step> = Vec::new();
+    for step in &plan.steps {
+        let step_start = Instant::now();
+        crate::fault::point(settings, step, "before");
+        let outcome = journal
+            .started(step)
+            .map_err(StepError::from)
+            .and_then(|()| execution.run(step));
+        crate::fault::point(settings, step, "after");
+        match outcome {
+            Ok(()) => {
+                log::info!(
+                    "{step}: done in {:.0?}, {:.0?} since the start",
+                    step_start.elapsed(),
+                    start.elapsed()
+                );
+                if let Err(error) = journal.done(step) {
+                    // The state on the servers is the truth; the journal tells a person.
+                    log::error!("{error}");
+                }
+                done.push(step);
+            }
+            Err(why) => {
+                log::error!("{step}: {why}");
+                if let Err(error) = journal.failed(step, &why) {
+                    log::error!("{error}");
+                }
+                let step_text = step.to_string();
+                if execution.opened {
+                    return Err(TakeoverError::Forward {
+                        step: step_text,
+                        why,
+                    });
+                }
+                done.push(step);
+                let undone = execution.undo(&done);
+                let _ = journal.ended(if undone.is_ok() {
+                    "undone"
+                } else {
+                    "not undone"
+                });
+                return Err(match undone {
+                    Ok(()) => TakeoverError::Undone {
+                        step: step_text,
+                        why,
+                    },
+                    Err(undo) => TakeoverError::NotUndone {
+                        step: step_text,
+                        why,
+                        undo,
+                    },
+                });
+            }
+        }
+    }
+    if let Err(error) = journal.ended("done") {
+        log::error!("{error}");
+    }
+    Ok(start.elapsed())
+}
+
+impl Execution<'_> {
+    fn run(&mut self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::FencePeer { peer } => self.fence_peer(peer),
+            Step::FreezePeer { peer } => self.freeze(peer),
+            Step::CatchUp { peer } => self.catch_up(peer),
+            Step::Grant { peer } => {
+                let me = self.settings.local().name.clone();
+                Ok(self.link(peer)?.grant(Some(&me))?)
+            }
+            Step::Drain => self.drain(),
+            Step::StopReplication => {
+                self.stop_replication();
+                Ok(())
+            }
+            Step::Open => self.open(),
+            Step::ClaimEpoch { epoch } => {
+                let settings = self.settings;
+                statements::claim_epoch(self.local()?, settings, *epoch)?;
+                // From now on a copy that does not know this epoch is old.
+                self.look.memory.saw_epoch(settings, *epoch)?;
+                Ok(())
+            }
+            Step::ForgetChannel => self.forget_channel(),
+            Step::Demote { peer } => self.demote(peer),
+        }
+    }
+
+    fn fence_peer(&mut self, peer: &str) -> Result<(), StepError> {
+        if self.look.links.contains_key(peer) {
+            return Ok(self.link(peer)?.fence()?);
+        }
+        let settings = self.settings;
+        let session = self.session(peer)?;
+        statements::close(session)?;
+        statements::end_clients(session, settings)?;
+        Ok(())
+    }
+
+    fn freeze(&mut self, peer: &str) -> Result<(), StepError> {
+        self.freeze_began = Some(Instant::now());
+        let settings = self.settings;
+        let limit = settings.role.freeze_limit;
+        let session = self.session(peer)?;
+        statements::close(session)?;
+        session.execute("FLUSH TABLES WITH READ LOCK")?;
+        statements::end_clients(session, settings)?;
+        self.frozen = Some(statements::stable_position(session, limit)?);
+        Ok(())
+    }
+
+    fn catch_up(&mut self, _peer: &str) -> Result<(), StepError> {
+        let limit = self.settings.role.freeze_limit;
+        let spent = self.freeze_began.map_or(Duration::ZERO, |at| at.elapsed());
+        let (position, whole) = self.frozen.clone().unwrap_or_default();
+        let late = StepError::TooLate {
+            what: "catching up with the frozen primary",
+            limit,
+        };
+        let mut waiter = self.patient_session(limit)?;
+        if !statements::wait_for(&mut waiter, &position, limit.saturating_sub(spent))? {
+            return Err(late);
+        }
+        // The wait compares sequence numbers only, so the whole histories are compared too.
+        let mine = observe::observe_server(&mut waiter, self.settings)?.history();
+        if !mine.contains(&whole) {
+            return Err(StepError::StillMissing {
+                missing: mine.missing_from(&whole),
+            });
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), StepError> {
+        let limit = self.settings.role.drain_timeout;
+        let start = Instant::now();
+        let mut session = self.patient_session(SLICE * 5)?;
+        let mut server = observe::observe_server(&mut session, self.settings)?;
+        if server.channels.iter().any(|c| !c.sql_running) {
+            // The receiving thread is not stopped (the plan has refused that), so the relay log stays.
+            session.execute("START SLAVE SQL_THREAD")?;
+        }
+        let received = server
+            .channels
+            .iter()
+            .fold(GtidSet::default(), |all, channel| {
+                all.union(&channel.received)
+            });
+        while !statements::wait_for(&mut session, &received, SLICE)? {
+            server = observe::observe_server(&mut session, self.settings)?;
+            if let Some(errno) = server
+                .channels
+                .iter()
+                .map(|c| c.sql_errno)
+                .find(|e| *e != 0)
+            {
+                log::error!("replication stopped at error {errno} while draining");
+                return Err(StepError::StillMissing {
+                    missing: server.history().missing_from(&received),
+                });
+            }
+            if start.elapsed() > limit {
+                return Err(StepError::TooLate {
+                    what: "applying what was received",
+                    limit,
+                });
+            }
+            log::info!(
+                "draining: {} transactions left after {:.0?}",
+                server.history().transactions_behind(&received),
+                start.elapsed()
+            );
+        }
+        Ok(())
+    }
+
+    fn stop_replication(&mut self) {
+        let settings = self.settings.clone();
+        let host_gone = self
+            .look
+            .seen
+            .peers
+            .iter()
+            .all(|peer| peer.contact == Contact::Silent);
+        self.stopping = Some(thread::spawn(move || {
+            let mut session = Session::connect(&settings, Target::Local, Duration::from_secs(30))?;
+            if host_gone {
+                // Towards a host that is gone the thread hangs in a connect for two seconds.
+                let receivers: Vec<u64> = session.rows(
+                    "SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'",
+                )?;
+                for id in receivers {
+                    // Gone already is as good.
+                    let _ = session.execute(&format!("KILL CONNECTION {id}"));
+                }
+            }
+            session.execute("STOP ALL SLAVES")
+        }));
+    }
+
+    fn open(&mut self) -> Result<(), StepError> {
+        let settings = self.settings;
+        let seen = self.look.seen.highest_epoch;
+        let accept = self.accept_stale_epoch;
+        let session = self.local()?;
+        let mine = observe::read_epoch(session, settings)?.map_or(0, |epoch| epoch.number);
+        if mine < seen && !accept {
+            return Err(StepError::StaleEpoch { mine, seen });
+        }
+        self.opened = true;
+        statements::open(self.local()?)?;
+        Ok(())
+    }
+
+    fn forget_channel(&mut self) -> Result<(), StepError> {
+        if let Some(stopping) = self.stopping.take() {
+            match stopping.join() {
+                Ok(stopped) => stopped?,
+                Err(_) => log::error!("the thread that stops replication died"),
+            }
+        }
+        Ok(self.local()?.execute("RESET SLAVE ALL")?)
+    }
+
+    fn demote(&mut self, peer: &str) -> Result<(), StepError> {
+        let settings = self.settings;
+        let session = self.session(peer)?;
+        session.execute("UNLOCK TABLES")?;
+        statements::attach(session, settings, settings.local())?;
+        // It follows now; the note that it gave the right to write away has done its work.
+        self.link(peer)?.grant(None)?;
+        Ok(())
+    }
+
+    /// Undoes the steps in reverse. The local database was not opened, so the old primary may go on.
+    fn undo(&mut self, done: &[&Step]) -> Result<(), StepError> {
+        for step in done.iter().rev() {
+            match step {
+                Step::StopReplication => {
+                    if let Some(stopping) = self.stopping.take()
+                        && let Ok(stopped) = stopping.join()
+                    {
+                        stopped?;
+                    }
+                    self.local()?.execute("START ALL SLAVES")?;
+                }
+                Step::Grant { peer } => self.link(peer)?.grant(None)?,
+                Step::FreezePeer { peer } => {
+                    let session = self.session(peer)?;
+                    session.execute("UNLOCK TABLES")?;
+                    statements::open(session)?;
+                }
+                Step::FencePeer { .. }
+                | Step::CatchUp { .. }
+                | Step::Drain
+                | Step::Open
+                | Step::ClaimEpoch { .. }
+                | Step::ForgetChannel
+                | Step::Demote { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn local(&mut self) -> Result<&mut Session, StepError> {
+        let node = self.settings.local().name.clone();
+        self.look.local.as_mut().ok_or(StepError::NoConnection {
+            node,
+            what: "database",
+        })
+    }
+
+    fn session(&mut self, peer: &str) -> Result<&mut Session, StepError> {
+        self.look
+            .sessions
+            .get_mut(peer)
+            .ok_or_else(|| StepError::NoConnection {
+                node: peer.to_owned(),
+                what: "database",
+            })
+    }
+
+    fn link(&mut self, peer: &str) -> Result<&mut crate::link::Link, StepError> {
+        self.look
+            .links
+            .get_mut(peer)
+            .ok_or_else(|| StepError::NoConnection {
+                node: peer.to_owned(),
+                what: "forced command",
+            })
+    }
+
+    /// A local session whose answers may take as long as a wait does.
+    fn patient_session(&self, limit: Duration) -> Result<Session, StepError> {
+        Ok(Session::connect(
+            self.settings,
+            Target::Local,
+            limit + SLICE,
+        )?)
+    }
+}
+
+/// Marks this node as the entitled primary, or not, for VRRP.
+pub fn mark_entitled(settings: &Settings, on: bool) {
+    if let Err(error) = track::set_entitled(settings, on) {
+        log::error!("{error}");
+    }
+}
+
+/// The node of that name.
+pub fn node<'a>(settings: &'a Settings, name: &str) -> Option<&'a Node> {
+    settings.nodes.iter().find(|node| node.name == name)
+}

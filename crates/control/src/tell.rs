@@ -1,0 +1,171 @@
+//! What others are told: the failover log, alerts, and the verdicts that checks read.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use alerts::Severity;
+use role::{Fitness, Observation};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+
+/// A line in the failover log, in the original's form.
+pub fn failover_log(settings: &Settings, text: &str) {
+    let line = format!(
+        "{} - {text}\n",
+        jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S")
+    );
+    let written = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&settings.paths.failover_log)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        log::error!("{}: {error}", settings.paths.failover_log.display());
+    }
+    log::info!("{text}");
+}
+
+/// An alert and a line in the failover log.
+pub fn alert(settings: &Settings, event: &str, severity: Severity, text: &str) {
+    failover_log(settings, text);
+    alerts::raise(settings, event, severity, text);
+}
+
+/// Seconds since boot; unlike the wall clock it never jumps.
+pub fn uptime_seconds() -> f64 {
+    let now = clock_gettime(ClockId::Boottime);
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "seconds since boot are exact in an f64"
+    )]
+    let seconds = now.tv_sec as f64;
+    #[expect(clippy::cast_precision_loss, reason = "below a thousand million")]
+    let nanoseconds = now.tv_nsec as f64;
+    seconds + nanoseconds / 1e9
+}
+
+#[derive(Serialize)]
+struct FitnessFile<'a> {
+    at: f64,
+    boot_id: String,
+    fitness: &'a Fitness,
+}
+
+#[derive(Serialize)]
+struct PeersFile {
+    at: f64,
+    boot_id: String,
+    peers: Vec<PeerFitness>,
+}
+
+#[derive(Serialize)]
+struct PeerFitness {
+    name: String,
+    fit: bool,
+    why: String,
+}
+
+/// Writes this node's fitness, and what is known of the peers', for the checks.
+pub fn verdicts(settings: &Settings, seen: &Observation) {
+    let at = uptime_seconds();
+    let fitness = role::fitness(seen);
+    write_json(
+        &settings.paths.run.join("fitness.json"),
+        &FitnessFile {
+            at,
+            boot_id: boot_id(),
+            fitness: &fitness,
+        },
+    );
+    let peers = seen
+        .peers
+        .iter()
+        .map(|peer| {
+            let (fit, why) = match peer.server() {
+                Some(_) => (true, "its database answers".to_owned()),
+                None => (false, "its database does not answer".to_owned()),
+            };
+            PeerFitness {
+                name: peer.name.clone(),
+                fit,
+                why,
+            }
+        })
+        .collect();
+    write_json(
+        &settings.paths.run.join("peers.json"),
+        &PeersFile {
+            at,
+            boot_id: boot_id(),
+            peers,
+        },
+    );
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| String::new(), |text| text.trim().to_owned())
+}
+
+/// What was alerted last, so that one cause is told once.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Told {
+    cause: String,
+    since: f64,
+    alerted: bool,
+}
+
+/// Alerts a cause once when it has lasted for `after` seconds, and forgets it when it is gone.
+pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
+    let path = settings.paths.run.join("cause.json");
+    let told: Told = fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let Some((text, after)) = cause else {
+        if told != Told::default() {
+            if told.alerted {
+                alert(
+                    settings,
+                    "role-settled",
+                    Severity::Info,
+                    &format!("settled: {}", told.cause),
+                );
+            }
+            write_json(&path, &Told::default());
+        }
+        return;
+    };
+    let now = uptime_seconds();
+    let mut next = if told.cause == text {
+        told.clone()
+    } else {
+        Told {
+            cause: text.to_owned(),
+            since: now,
+            alerted: false,
+        }
+    };
+    let repeat = now - next.since > settings.role.realert.as_secs_f64();
+    if now - next.since >= after && (!next.alerted || repeat) {
+        alert(settings, "role-attention", Severity::Critical, text);
+        next.alerted = true;
+        next.since = if repeat { now } else { next.since };
+    }
+    if next != told {
+        write_json(&path, &next);
+    }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) {
+    let write = || -> io::Result<()> {
+        let temporary: PathBuf = path.with_extension(format!("new.{}", std::process::id()));
+        fs::write(&temporary, serde_json::to_vec(value)?)?;
+        fs::rename(&temporary, path)
+    };
+    if let Err(error) = write() {
+        log::error!("{}: {error}", path.display());
+    }
+}

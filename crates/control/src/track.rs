@@ -1,0 +1,42 @@
+//! Keepalived's track files: `standby` (1 = FAULT on purpose) and `entitled` (1 = primary with the VIP).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use settings::Settings;
+
+/// A track file cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}; Keepalived reads the old value")]
+pub struct TrackError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Leaves the VIP to the others, or takes part again.
+pub fn set_standby(settings: &Settings, on: bool) -> Result<(), TrackError> {
+    set(&settings.paths.run.join("standby"), on)
+}
+
+/// Whether this node has left the VIP to the others.
+pub fn standby(settings: &Settings) -> bool {
+    fs::read_to_string(settings.paths.run.join("standby")).is_ok_and(|text| text.trim() == "1")
+}
+
+/// Tells VRRP which node is the entitled primary.
+pub fn set_entitled(settings: &Settings, on: bool) -> Result<(), TrackError> {
+    set(&settings.paths.run.join("entitled"), on)
+}
+
+/// Keepalived watches the file itself, so it is rewritten in place and only when it changes.
+fn set(path: &Path, on: bool) -> Result<(), TrackError> {
+    let text = if on { "1\n" } else { "0\n" };
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    fs::write(path, text).map_err(|source| TrackError {
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,304 @@
+//! The one place that runs programs: argv only, a deadline, capped output, no shell.
+
+mod conversation;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+pub use conversation::Conversation;
+
+/// Most bytes of each stream that are kept; the rest is read and dropped.
+const OUTPUT_CAP: u64 = 4 * 1024 * 1024;
+
+/// A program to run, with its arguments and its limits.
+#[derive(Debug, Clone)]
+pub struct Program {
+    argv: Vec<OsString>,
+    deadline: Duration,
+    stdin: Vec<u8>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Program {
+    /// A program by name or path; the deadline is 10 s until told otherwise.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            argv: vec![program.as_ref().to_owned()],
+            deadline: Duration::from_secs(10),
+            stdin: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Adds one argument.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.argv.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds several arguments.
+    pub fn args<I, S>(mut self, arguments: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.argv
+            .extend(arguments.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets one environment variable. Never a secret: the environment of a process can be read.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The program's process group is killed when it runs longer than this.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Bytes for standard input; without them it is `/dev/null`.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// The command line as a person would read it.
+    pub fn command_line(&self) -> String {
+        let words: Vec<_> = self.argv.iter().map(|a| a.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    /// Runs the program to its end. A non-zero exit is not an error here; see [`Output::success`].
+    pub fn run(&self) -> Result<Output, ProcessError> {
+        let start = Instant::now();
+        let mut command = Command::new(&self.argv[0]);
+        command
+            .args(&self.argv[1..])
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            // Keepalived's and systemd's notification sockets are not for our children.
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(if self.stdin.is_empty() {
+                Stdio::null()
+            } else {
+                Stdio::piped()
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut child = command.spawn().map_err(|source| ProcessError::Spawn {
+            command: self.command_line(),
+            source,
+        })?;
+        let writer = child.stdin.take().map(|mut pipe| {
+            let bytes = self.stdin.clone();
+            // A program that does not read its input to the end is not an error of ours.
+            thread::spawn(move || drop(pipe.write_all(&bytes)))
+        });
+        let stdout = collect(child.stdout.take());
+        let stderr = collect(child.stderr.take());
+        let status = self.wait(&mut child, start)?;
+        if let Some(writer) = writer {
+            drop(writer.join());
+        }
+        Ok(Output {
+            command: self.command_line(),
+            status,
+            stdout: stdout.join().unwrap_or_default(),
+            stderr: stderr.join().unwrap_or_default(),
+        })
+    }
+
+    fn wait(&self, child: &mut Child, start: Instant) -> Result<ExitStatus, ProcessError> {
+        let failed = |source| ProcessError::Wait {
+            command: self.command_line(),
+            source,
+        };
+        let pid = Pid::from_child(child);
+        let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
+        loop {
+            let left = self.deadline.saturating_sub(start.elapsed());
+            let timeout = left
+                .try_into()
+                .map_err(|_| failed(io::Error::other("deadline too long")))?;
+            match poll(&mut [PollFd::new(&exit, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => {
+                    // The whole group: a shell script's children go with it.
+                    let _ = kill_process_group(pid, Signal::KILL);
+                    let _ = child.wait();
+                    return Err(ProcessError::Deadline {
+                        command: self.command_line(),
+                        deadline: self.deadline,
+                    });
+                }
+                Ok(_) => return child.wait().map_err(failed),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        if let Some(pipe) = pipe {
+            let mut limited = pipe.take(OUTPUT_CAP);
+            if limited.read_to_end(&mut kept).is_ok() {
+                drop(io::copy(&mut limited.into_inner(), &mut io::sink()));
+            }
+        }
+        kept
+    })
+}
+
+/// What a finished program left.
+#[derive(Debug, Clone)]
+pub struct Output {
+    command: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output, capped.
+    pub stdout: Vec<u8>,
+    /// Standard error, capped.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Turns an exit other than 0 into an error that carries standard error.
+    pub fn success(self) -> Result<Self, ProcessError> {
+        if self.status.success() {
+            return Ok(self);
+        }
+        Err(ProcessError::Failed {
+            end: match (self.status.code(), self.status.signal()) {
+                (Some(code), _) => format!("exit {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => "unknown end".to_owned(),
+            },
+            stderr: String::from_utf8_lossy(&self.stderr).trim().to_owned(),
+            command: self.command,
+        })
+    }
+
+    /// Standard output as text, trimmed.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim().to_owned()
+    }
+}
+
+/// Why a program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not be started.
+    #[error("cannot run `{command}`: {source}")]
+    Spawn {
+        /// The command line.
+        command: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Its end could not be seen.
+    #[error("cannot wait for `{command}`: {source}")]
+    Wait {
+        /// The command line.
+        command: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// It was killed at its deadline.
+    #[error("`{command}` did not end within {deadline:?} and was killed")]
+    Deadline {
+        /// The command line.
+        command: String,
+        /// The limit.
+        deadline: Duration,
+    },
+    /// It ended in mid-conversation.
+    #[error("`{command}` ended before it answered")]
+    Ended {
+        /// The command line.
+        command: String,
+    },
+    /// It ended badly.
+    #[error("`{command}` failed ({end}): {stderr}")]
+    Failed {
+        /// The command line.
+        command: String,
+        /// `exit N` or `signal N`.
+        end: String,
+        /// What it said.
+        stderr: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_and_input_pass_through() {
+        let output = Program::new("cat").stdin("abc").run().unwrap();
+        assert_eq!(output.success().unwrap().text(), "abc");
+    }
+
+    #[test]
+    fn a_failure_carries_stderr() {
+        let error = Program::new("ls")
+            .arg("/nonexistent")
+            .run()
+            .unwrap()
+            .success();
+        assert!(error.unwrap_err().to_string().contains("/nonexistent"));
+    }
+
+    #[test]
+    fn the_deadline_kills_the_whole_group() {
+        let start = Instant::now();
+        let error = Program::new("sh")
+            .args(["-c", "sleep 60 & wait"])
+            .deadline(Duration::from_millis(100))
+            .run()
+            .unwrap_err();
+        assert!(matches!(error, ProcessError::Deadline { .. }));
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_conversation_answers_and_its_end_is_seen() {
+        let second = Duration::from_secs(10);
+        let mut cat = Program::new("cat").converse().unwrap();
+        assert_eq!(cat.ask("one", second).unwrap(), "one");
+        assert_eq!(cat.ask("two", second).unwrap(), "two");
+        let mut ends = Program::new("true").converse().unwrap();
+        assert!(ends.ask("x", second).is_err());
+        let mut silent = Program::new("sleep").arg("60").converse().unwrap();
+        let error = silent.ask("x", Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, ProcessError::Deadline { .. }));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = Program::new("/no/such/program").run().unwrap_err();
+        assert!(error.to_string().contains("/no/such/program"));
+    }
+
+    #[test]
+    fn much_output_is_capped_and_does_not_block() {
+        let output = Program::new("head")
+            .args(["-c", "6000000", "/dev/zero"])
+            .run()
+            .unwrap();
+        assert_eq!(output.stdout.len() as u64, OUTPUT_CAP);
+    }
+}

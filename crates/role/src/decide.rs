@@ -1,0 +1,315 @@
+//! The decision table: what a node does, looking at itself and at its peers.
+//!
+//! Hooks, timer, `promote` and `failback` all ask this one function.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Contact, Database, Observation, PeerView, Server};
+
+/// What the settings allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// A node that met nobody since its boot may open when the others are silent.
+    pub promote_unmet_after_boot: bool,
+}
+
+/// What to do, and why in words for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// All is as it should be, or nothing can be done here.
+    Stay(&'static str),
+    /// Nothing to do now; alert when it lasts.
+    Wait(&'static str),
+    /// This node, the writable primary, writes the epoch row that an interrupted promotion left out.
+    ClaimEpoch,
+    /// Semi-synchronous replication is switched on or off on the primary.
+    SemiSync(bool),
+    /// The other nodes are gone or read-only: open here.
+    Promote(&'static str),
+    /// The named peer is the writable primary and the VIP is here: orderly switch-over.
+    SwitchOver {
+        /// The present primary.
+        from: String,
+    },
+    /// Read-only with the VIP; the named peer has what this node lacks. Replicate, then look again.
+    CatchUp {
+        /// Who has it.
+        from: String,
+    },
+    /// A standby without replication: attach it to the primary.
+    Attach {
+        /// The primary.
+        to: String,
+    },
+    /// Make the local database read-only and end its clients' sessions.
+    Fence {
+        /// Also leave the VIP to the others.
+        give_up_vip: bool,
+        /// For the log and the alert.
+        why: &'static str,
+    },
+    /// Two primaries at the same epoch: fence both and call a person.
+    FenceAll {
+        /// The peers to fence.
+        peers: Vec<String>,
+    },
+    /// The named peers write at a lower epoch: fence them.
+    FencePeers {
+        /// The peers to fence.
+        peers: Vec<String>,
+    },
+    /// The local server does not answer and another node is taking over: SIGKILL.
+    KillLocal,
+    /// Leave the VIP to the others; the database stays as it is.
+    GiveUpVip(&'static str),
+    /// The VIP's address is here although no Keepalived runs: remove it.
+    RemoveAddress,
+    /// Change nothing and call a person.
+    Refuse {
+        /// For the log and the alert.
+        why: &'static str,
+        /// The command to type.
+        next: &'static str,
+    },
+}
+
+/// What this node does, given what it sees. Every combination has an answer.
+pub fn decide(seen: &Observation, policy: Policy) -> Decision {
+    if seen.local.vip && !seen.local.keepalived {
+        return Decision::RemoveAddress;
+    }
+    match &seen.local.database {
+        Database::Down | Database::Starting => Decision::Stay(
+            "the local database is down or starting; its check fails and the VIP goes",
+        ),
+        Database::Silent => {
+            if seen
+                .peers
+                .iter()
+                .any(|p| p.writable() || p.entitled() == Some(true))
+            {
+                Decision::KillLocal
+            } else {
+                Decision::Wait("the local database does not answer and no peer has taken over yet")
+            }
+        }
+        Database::Answering(server) if server.writable => writable(seen, server),
+        Database::Answering(server) if seen.local.entitled() => {
+            entitled_read_only(seen, server, policy)
+        }
+        Database::Answering(server) => standby(seen, server),
+    }
+}
+
+/// The local database is open for writes.
+fn writable(seen: &Observation, me: &Server) -> Decision {
+    let entitled = seen.local.entitled();
+    let writers: Vec<&PeerView> = seen.peers.iter().filter(|p| p.writable()).collect();
+    let epoch_of = |p: &PeerView| p.server().map_or(0, Server::epoch_number);
+    if let Some(highest) = writers.iter().map(|p| epoch_of(p)).max() {
+        let names = || writers.iter().map(|p| p.name.clone()).collect();
+        return match me.epoch_number().cmp(&highest) {
+            std::cmp::Ordering::Greater => Decision::FencePeers { peers: names() },
+            std::cmp::Ordering::Less => Decision::Fence {
+                give_up_vip: entitled,
+                why: "a peer is writable at a higher epoch",
+            },
+            std::cmp::Ordering::Equal => Decision::FenceAll { peers: names() },
+        };
+    }
+    let newer = seen
+        .peers
+        .iter()
+        .filter_map(PeerView::server)
+        .map(Server::epoch_number)
+        .max()
+        .unwrap_or(0)
+        .max(seen.highest_epoch);
+    if me.epoch_number() < newer {
+        return Decision::Fence {
+            give_up_vip: entitled,
+            why: "this database is older than an epoch that was seen elsewhere",
+        };
+    }
+    if let Some(target) = &seen.granted_to
+        && *target != seen.local.name
+    {
+        return Decision::Fence {
+            give_up_vip: false,
+            why: "the right to write was granted to a peer",
+        };
+    }
+    let all_silent =
+        !seen.peers.is_empty() && seen.peers.iter().all(|p| p.contact == Contact::Silent);
+    if all_silent && seen.witness == Some(false) {
+        return Decision::Fence {
+            give_up_vip: true,
+            why: "neither a peer nor a witness answers: this node is cut off",
+        };
+    }
+    if !entitled && all_silent {
+        return Decision::Fence {
+            give_up_vip: false,
+            why: "the VIP is not here and no peer answers: perhaps this node is cut off",
+        };
+    }
+    if me
+        .epoch
+        .as_ref()
+        .is_none_or(|epoch| epoch.primary != seen.local.name)
+    {
+        return Decision::ClaimEpoch;
+    }
+    let replica_ready = me.semi_sync.clients > 0 || semi_sync_replica_connected(seen, me);
+    if me.semi_sync.enabled != replica_ready {
+        return Decision::SemiSync(replica_ready);
+    }
+    if entitled {
+        Decision::Stay("primary with the VIP")
+    } else if seen.peers.iter().any(|p| p.entitled() == Some(true)) {
+        Decision::Wait("a peer holds the VIP and will switch over to itself")
+    } else {
+        Decision::Stay("primary without the VIP; nobody entitled is known to hand over to")
+    }
+}
+
+/// With semi-sync off, `Rpl_semi_sync_master_clients` stays 0, so look at the replicas themselves.
+fn semi_sync_replica_connected(seen: &Observation, me: &Server) -> bool {
+    me.semi_sync.replicas > 0
+        && seen.peers.iter().filter_map(PeerView::server).any(|peer| {
+            !peer.writable
+                && peer
+                    .channels
+                    .iter()
+                    .any(|c| c.io == crate::IoThread::Running)
+        })
+}
+
+/// The VIP is here and the database is closed.
+fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decision {
+    if let Some(primary) = seen.peers.iter().find(|p| p.writable()) {
+        return match primary.entitled() {
+            Some(true) => Decision::Refuse {
+                why: "two nodes hold the VIP and the peer is the primary: the clients' network is split",
+                next: "repair the network between the nodes' front addresses",
+            },
+            Some(false) => Decision::SwitchOver {
+                from: primary.name.clone(),
+            },
+            None => Decision::Refuse {
+                why: "the primary answers over SQL, but its forced command does not, so nobody can tell whether it holds the VIP",
+                next: "repair ssh between the nodes (doctor), then: promote",
+            },
+        };
+    }
+    if seen.highest_epoch > me.epoch_number() && !me.unapplied() {
+        let newer_peer = seen.peers.iter().any(|p| {
+            p.server()
+                .is_some_and(|s| s.epoch_number() > me.epoch_number())
+        });
+        if !newer_peer {
+            return Decision::Refuse {
+                why: "this database is older than an epoch that this node has seen",
+                next: "start the node with the newer data; only if it is lost: promote --accept-loss",
+            };
+        }
+    }
+    let unknown: Vec<&PeerView> = seen.peers.iter().filter(|p| p.server().is_none()).collect();
+    if unknown.iter().any(|p| !p.met) && !policy.promote_unmet_after_boot {
+        return Decision::Wait(
+            "no answer from a peer that this node has not met since its boot: it may know more. \
+             If it is lost for good: promote --force",
+        );
+    }
+    if let Some(target) = &seen.granted_to
+        && *target != seen.local.name
+        && unknown.iter().any(|p| p.name == *target)
+    {
+        return Decision::Refuse {
+            why: "the right to write was granted to a peer that does not answer now",
+            next: "bring the peer back; only if it is lost for good: promote --force",
+        };
+    }
+    match best_peer(seen, me) {
+        None => Decision::Promote("nobody else writes and this node has the newest data"),
+        Some((peer, server)) => {
+            if server.history().contains(&me.history()) {
+                Decision::CatchUp {
+                    from: peer.name.clone(),
+                }
+            } else {
+                Decision::GiveUpVip(
+                    "a read-only peer has the better history, and this node's has diverged from it",
+                )
+            }
+        }
+    }
+}
+
+/// The answering read-only peer whose data is better than the local one's.
+fn best_peer<'a>(seen: &'a Observation, me: &Server) -> Option<(&'a PeerView, &'a Server)> {
+    let mut best: Option<(&PeerView, &Server)> = None;
+    for peer in &seen.peers {
+        if let Some(server) = peer.server()
+            && better(server, &peer.name, best.map_or(me, |(_, s)| s))
+        {
+            best = Some((peer, server));
+        }
+    }
+    best
+}
+
+/// Higher epoch first; then the history that contains the other; then the node the epoch names.
+fn better(candidate: &Server, candidate_name: &str, than: &Server) -> bool {
+    if candidate.epoch_number() != than.epoch_number() {
+        return candidate.epoch_number() > than.epoch_number();
+    }
+    let (theirs, ours) = (candidate.holdings(), than.holdings());
+    match (theirs.contains(&ours), ours.contains(&theirs)) {
+        (true, false) => true,
+        // Equal data: whoever has the VIP may go ahead.
+        (false | true, true) => false,
+        (false, false) => candidate
+            .epoch
+            .as_ref()
+            .is_some_and(|epoch| epoch.primary == candidate_name),
+    }
+}
+
+/// The VIP is elsewhere and the database is closed.
+fn standby(seen: &Observation, me: &Server) -> Decision {
+    let Some((primary, server)) = seen
+        .peers
+        .iter()
+        .find_map(|p| p.server().filter(|s| s.writable).map(|s| (p, s)))
+    else {
+        return Decision::Wait("no primary is seen; VRRP decides who is entitled");
+    };
+    if me.semi_sync.enabled {
+        return Decision::SemiSync(false);
+    }
+    let attached = me
+        .channels
+        .iter()
+        .any(|c| c.io != crate::IoThread::Stopped && c.sql_running);
+    if attached {
+        return Decision::Stay("standby");
+    }
+    if me.channels.iter().any(|c| c.sql_errno != 0) {
+        return Decision::Refuse {
+            why: "replication stopped at an error",
+            next: "read Last_SQL_Error in SHOW ALL SLAVES STATUS; rebuild this node if the data differ",
+        };
+    }
+    if server.history().contains(&me.history()) {
+        Decision::Attach {
+            to: primary.name.clone(),
+        }
+    } else {
+        Decision::Refuse {
+            why: "this node has transactions that the primary never had",
+            next: "save them, then rebuild this node from the primary",
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Sets of GTIDs, compared per (domain, server), as `@@gtid_binlog_state` lists them.
+//!
+//! Comparing only the last position of a domain passes a diverged node (0-1-26 against
+//! 0-2-29), so histories are compared per originating server.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The highest sequence number for each (domain, server).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GtidSet(BTreeMap<(u32, u32), u64>);
+
+/// Text that is not a list of GTIDs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a list of GTIDs such as 0-1-26,0-2-29")]
+pub struct GtidError {
+    text: String,
+}
+
+impl GtidSet {
+    /// Whether every transaction of `other` is here too.
+    pub fn contains(&self, other: &Self) -> bool {
+        self.missing_from(other).0.is_empty()
+    }
+
+    /// What `other` has and this set has not: the highest sequence number for each server.
+    pub fn missing_from(&self, other: &Self) -> Self {
+        Self(
+            other
+                .0
+                .iter()
+                .filter(|(key, sequence)| self.0.get(key).is_none_or(|mine| mine < sequence))
+                .map(|(key, sequence)| (*key, *sequence))
+                .collect(),
+        )
+    }
+
+    /// The union: the higher number wins.
+    pub fn union(&self, other: &Self) -> Self {
+        let mut all = self.0.clone();
+        for (key, sequence) in &other.0 {
+            let mine = all.entry(*key).or_default();
+            *mine = (*mine).max(*sequence);
+        }
+        Self(all)
+    }
+
+    /// How many sequence numbers `other` is ahead, summed over domains. In strict mode the
+    /// numbers of a domain grow by one, so this counts transactions.
+    pub fn transactions_behind(&self, other: &Self) -> u64 {
+        let last = |set: &Self| {
+            let mut domains: BTreeMap<u32, u64> = BTreeMap::new();
+            for ((domain, _), sequence) in &set.0 {
+                let highest = domains.entry(*domain).or_default();
+                *highest = (*highest).max(*sequence);
+            }
+            domains
+        };
+        let mine = last(self);
+        last(other)
+            .iter()
+            .map(|(domain, sequence)| {
+                sequence.saturating_sub(mine.get(domain).copied().unwrap_or_default())
+            })
+            .sum()
+    }
+
+    /// Whether the set is empty: a server that never wrote.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromStr for GtidSet {
+    type Err = GtidError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || GtidError {
+            text: text.to_owned(),
+        };
+        let mut set = Self::default();
+        for gtid in text.split(',').map(str::trim).filter(|g| !g.is_empty()) {
+            let mut parts = gtid.split('-');
+            let domain = parts
+                .next()
+                .and_then(|p| p.parse().ok())
+                .ok_or_else(error)?;
+            let server = parts
+                .next()
+                .and_then(|p| p.parse().ok())
+                .ok_or_else(error)?;
+            let sequence: u64 = parts
+                .next()
+                .and_then(|p| p.parse().ok())
+                .ok_or_else(error)?;
+            if parts.next().is_some() {
+                return Err(error());
+            }
+            let highest = set.0.entry((domain, server)).or_default();
+            *highest = sequence.max(*highest);
+        }
+        Ok(set)
+    }
+}
+
+impl TryFrom<String> for GtidSet {
+    type Error = GtidError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<GtidSet> for String {
+    fn from(set: GtidSet) -> Self {
+        set.to_string()
+    }
+}
+
+impl fmt::Display for GtidSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, ((domain, server), sequence)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{domain}-{server}-{sequence}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str) -> GtidSet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_later_position_of_another_server_does_not_hide_divergence() {
+        assert!(!set("0-1-25,0-2-29").contains(&set("0-1-26")));
+        assert!(set("0-1-26,0-2-29").contains(&set("0-1-26")));
+        assert!(set("0-1-26").contains(&set("")));
+        assert!(!set("").contains(&set("0-1-1")));
+    }
+
+    #[test]
+    fn text_and_json_round_trip_and_nonsense_is_named() {
+        assert_eq!(set(" 0-2-29, 0-1-26\n").to_string(), "0-1-26,0-2-29");
+        for bad in [
+            "0-1",
+            "0-1-2-3",
+            "a-b-c",
+            "0-1--2",
+            "0-1-99999999999999999999999",
+        ] {
+            assert!(
+                bad.parse::<GtidSet>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains(bad)
+            );
+        }
+    }
+
+    #[test]
+    fn distance_counts_transactions() {
+        assert_eq!(set("0-1-26").transactions_behind(&set("0-1-26,0-2-29")), 3);
+        assert_eq!(set("0-1-30").transactions_behind(&set("0-1-26")), 0);
+        assert_eq!(
+            set("0-1-26")
+                .missing_from(&set("0-1-26,0-2-29"))
+                .to_string(),
+            "0-2-29"
+        );
+        assert_eq!(
+            set("0-1-26").union(&set("0-2-29,0-1-3")).to_string(),
+            "0-1-26,0-2-29"
+        );
+    }
+}

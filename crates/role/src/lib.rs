@@ -1,0 +1,19 @@
+//! Who may write: pure decisions about roles.
+//!
+//! Nothing here does I/O, reads a clock or logs. An [`Observation`] of every node goes in,
+//! a [`Decision`] or a [`Plan`] comes out. docs/failover.md tells the same story in words.
+
+mod decide;
+mod fitness;
+mod gtid;
+mod observation;
+mod plan;
+
+pub use decide::{Decision, Policy, decide};
+pub use fitness::{Fitness, fitness, is_writable_primary};
+pub use gtid::{GtidError, GtidSet};
+pub use observation::{
+    Channel, Contact, Database, Epoch, IoThread, LastPrimary, NodeView, Observation, PeerView,
+    SemiSync, Server,
+};
+pub use plan::{Limits, Plan, PromotionKind, Refusal, Step, plan_promotion};

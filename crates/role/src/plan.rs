@@ -1,0 +1,378 @@
+//! The way to a writable primary, as data: steps that describe themselves.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Contact, Observation};
+
+/// Why a node opens, which decides the steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromotionKind {
+    /// No other node writes: the primary is gone, or all are read-only.
+    TakeOver,
+    /// The named peer writes and is asked to stop.
+    SwitchOver {
+        /// The present primary.
+        from: String,
+    },
+}
+
+/// What a person or the settings allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Transactions that a take-over may lose, counted from the primary's last known position.
+    pub loss: u64,
+    /// `--accept-loss`
+    pub accept_loss: bool,
+    /// `--force`: open although a peer that was not met since boot is silent.
+    pub force: bool,
+}
+
+/// One step. Executors match on it exhaustively; a person reads its `Display`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "step")]
+pub enum Step {
+    /// The peer's database is made read-only, or killed when it does not answer.
+    FencePeer {
+        /// The peer.
+        peer: String,
+    },
+    /// The primary stops writing: read_only, a held global read lock, its clients' sessions ended.
+    FreezePeer {
+        /// The primary.
+        peer: String,
+    },
+    /// Everything the frozen primary has is applied here.
+    CatchUp {
+        /// The primary.
+        peer: String,
+    },
+    /// The right to write goes over, written down by the old primary first.
+    Grant {
+        /// The old primary.
+        peer: String,
+    },
+    /// Everything received is applied here.
+    Drain,
+    /// Replication from the old primary ends. Its return is awaited after the opening.
+    StopReplication,
+    /// `read_only = 0`: the point of no return.
+    Open,
+    /// The new epoch is written, as the first transaction and the proof that writes work.
+    ClaimEpoch {
+        /// The new epoch's number.
+        epoch: u64,
+    },
+    /// The replication channel's settings are removed.
+    ForgetChannel,
+    /// The old primary becomes a replica of this node.
+    Demote {
+        /// The old primary.
+        peer: String,
+    },
+}
+
+impl Step {
+    /// The statements that the step runs, as `--dry-run` prints them.
+    pub fn statements(&self) -> Vec<String> {
+        let lines: &[&str] = match self {
+            Self::FencePeer { .. } => &[
+                "peer: SET GLOBAL read_only = 1",
+                "peer: KILL CONNECTION of every client session",
+                "peer, when it does not answer: SIGKILL",
+            ],
+            Self::FreezePeer { .. } => &[
+                "peer: SET GLOBAL read_only = 1",
+                "peer: FLUSH TABLES WITH READ LOCK",
+                "peer: KILL CONNECTION of every client session",
+                "peer: SELECT @@gtid_binlog_pos, twice the same",
+            ],
+            Self::CatchUp { .. } => &["SELECT MASTER_GTID_WAIT(<the peer's position>, <limit>)"],
+            Self::Grant { .. } => &["peer: grant to this node, written durably"],
+            Self::Drain => &["SELECT MASTER_GTID_WAIT(<Gtid_IO_Pos>, <limit>)"],
+            Self::StopReplication => &["STOP ALL SLAVES"],
+            Self::Open => &["SET GLOBAL read_only = 0", "SELECT @@read_only"],
+            Self::ClaimEpoch { epoch } => {
+                return vec![format!(
+                    "REPLACE INTO epoch VALUES (1, {epoch}, <this node>, NOW(6), <position>)"
+                )];
+            }
+            Self::ForgetChannel => &["RESET SLAVE ALL"],
+            Self::Demote { .. } => &[
+                "peer: UNLOCK TABLES",
+                "peer: CHANGE MASTER TO <this node>, MASTER_USE_GTID = slave_pos, MASTER_DEMOTE_TO_SLAVE = 1",
+                "peer: START SLAVE",
+            ],
+        };
+        lines.iter().map(|line| (*line).to_owned()).collect()
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FencePeer { peer } => write!(f, "fence {peer}"),
+            Self::FreezePeer { peer } => write!(f, "freeze writes on {peer}"),
+            Self::CatchUp { peer } => write!(f, "catch up with {peer}"),
+            Self::Grant { peer } => write!(f, "take the right to write from {peer}"),
+            Self::Drain => write!(f, "apply everything received"),
+            Self::StopReplication => write!(f, "stop replication"),
+            Self::Open => write!(f, "open the database for writes"),
+            Self::ClaimEpoch { epoch } => write!(f, "write epoch {epoch}"),
+            Self::ForgetChannel => write!(f, "forget the old replication channel"),
+            Self::Demote { peer } => write!(f, "make {peer} a replica"),
+        }
+    }
+}
+
+/// Steps in order. Those before [`Step::Open`] can be undone; from it on only forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The node that opens.
+    pub target: String,
+    /// Why.
+    pub kind: PromotionKind,
+    /// What to do.
+    pub steps: Vec<Step>,
+    /// Transactions of the old primary that are known to be lost, when a person accepted it.
+    pub accepted_loss: u64,
+}
+
+/// Why there is no plan. Each names the way on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// The local database does not answer.
+    #[error("the local database does not answer; start it first: systemctl start mariadb")]
+    LocalDatabaseDown,
+    /// More than one replication channel.
+    #[error(
+        "{count} replication channels are configured and the toolkit handles one; remove the others with RESET SLAVE 'name' ALL"
+    )]
+    ManyChannels {
+        /// How many.
+        count: usize,
+    },
+    /// The channel does not follow GTIDs.
+    #[error(
+        "replication does not use GTIDs (Using_Gtid is not Slave_Pos), so it cannot be known what is missing; CHANGE MASTER TO MASTER_USE_GTID=slave_pos"
+    )]
+    NotGtid,
+    /// The channel filters or skips events.
+    #[error(
+        "replication is filtered (replicate_* or slave_skip_errors), so this copy is not complete; remove the filter and rebuild this node"
+    )]
+    Filtered,
+    /// The applying thread stopped at an error.
+    #[error(
+        "replication stopped at error {errno}; read Last_SQL_Error in SHOW ALL SLAVES STATUS, then repair or rebuild this node"
+    )]
+    SqlError {
+        /// `Last_SQL_Errno`
+        errno: u32,
+    },
+    /// Relay log is unapplied and both threads are stopped.
+    #[error(
+        "both replication threads are stopped with events received and not applied; starting them would purge the relay log. Save the relay log's files and call for help, or: promote --accept-loss"
+    )]
+    BothThreadsStopped,
+    /// The data is known to be behind the lost primary.
+    #[error(
+        "this node lacks about {transactions} transactions of {primary}, which was not waiting for its replica; bring {primary} back, or accept the loss: promote --accept-loss"
+    )]
+    Behind {
+        /// The primary.
+        primary: String,
+        /// Transactions missing.
+        transactions: u64,
+    },
+    /// This node's data has a part that the primary never had.
+    #[error(
+        "this node has transactions that {primary} never had ({gtids}); it must be rebuilt, not promoted"
+    )]
+    Diverged {
+        /// The primary.
+        primary: String,
+        /// Which.
+        gtids: String,
+    },
+    /// A peer's server may be open and cannot be reached to be fenced.
+    #[error(
+        "{peer} is up, but its forced command cannot be reached to fence its database; repair ssh, or power {peer} off and: promote --force"
+    )]
+    CannotFence {
+        /// The peer.
+        peer: String,
+    },
+    /// A peer not met since this node's boot is silent.
+    #[error(
+        "{peer} is silent and was not met since this node's boot: it may have newer data. Only if it is lost for good: promote --force"
+    )]
+    Unmet {
+        /// The peer.
+        peer: String,
+    },
+    /// The plan's peer is not writable any more.
+    #[error("{peer} is not the writable primary; look again")]
+    NotPrimary {
+        /// The peer.
+        peer: String,
+    },
+    /// An epoch was seen that this data does not know.
+    #[error(
+        "this data is at epoch {mine}, and epoch {seen} was seen: another node has newer data. Start that node; only if it is lost for good: promote --accept-loss"
+    )]
+    StaleEpoch {
+        /// The local epoch.
+        mine: u64,
+        /// The highest ever seen.
+        seen: u64,
+    },
+}
+
+/// The steps that make the local node the primary, or why not.
+pub fn plan_promotion(
+    seen: &Observation,
+    kind: PromotionKind,
+    limits: Limits,
+) -> Result<Plan, Refusal> {
+    let me = seen
+        .local
+        .database
+        .server()
+        .ok_or(Refusal::LocalDatabaseDown)?;
+    if me.channels.len() > 1 {
+        return Err(Refusal::ManyChannels {
+            count: me.channels.len(),
+        });
+    }
+    if let Some(channel) = me.channels.first() {
+        if !channel.follows_slave_pos {
+            return Err(Refusal::NotGtid);
+        }
+        if channel.filtered {
+            return Err(Refusal::Filtered);
+        }
+        if channel.sql_errno != 0 && !limits.accept_loss {
+            return Err(Refusal::SqlError {
+                errno: channel.sql_errno,
+            });
+        }
+    }
+    let epoch_seen = seen
+        .peers
+        .iter()
+        .filter_map(|p| p.server().map(crate::Server::epoch_number))
+        .fold(seen.highest_epoch, u64::max);
+    let next_epoch = epoch_seen.max(me.epoch_number()) + 1;
+    let replicating = !me.channels.is_empty();
+    let mut steps = Vec::new();
+    let mut accepted_loss = 0;
+    match &kind {
+        PromotionKind::SwitchOver { from } => {
+            let primary = seen
+                .peers
+                .iter()
+                .find(|p| p.name == *from)
+                .and_then(|p| p.server())
+                .filter(|s| s.writable)
+                .ok_or_else(|| Refusal::NotPrimary { peer: from.clone() })?;
+            if !primary.history().contains(&me.history()) {
+                return Err(Refusal::Diverged {
+                    primary: from.clone(),
+                    gtids: primary.history().missing_from(&me.history()).to_string(),
+                });
+            }
+            steps.push(Step::FreezePeer { peer: from.clone() });
+            steps.push(Step::CatchUp { peer: from.clone() });
+            steps.push(Step::Grant { peer: from.clone() });
+        }
+        PromotionKind::TakeOver => {
+            // An epoch that is received and not yet applied is looked at again after the drain.
+            if epoch_seen > me.epoch_number() && !me.unapplied() && !limits.accept_loss {
+                return Err(Refusal::StaleEpoch {
+                    mine: me.epoch_number(),
+                    seen: epoch_seen,
+                });
+            }
+            accepted_loss = take_over_checks(seen, me, limits)?;
+            for peer in &seen.peers {
+                match &peer.contact {
+                    Contact::Silent => {}
+                    Contact::HostUp if limits.force => {}
+                    Contact::HostUp => {
+                        return Err(Refusal::CannotFence {
+                            peer: peer.name.clone(),
+                        });
+                    }
+                    Contact::Database(_) | Contact::Node(_) => steps.push(Step::FencePeer {
+                        peer: peer.name.clone(),
+                    }),
+                }
+            }
+            if let Some(channel) = me.channels.first()
+                && me.unapplied()
+            {
+                if !channel.sql_running
+                    && channel.io == crate::IoThread::Stopped
+                    && !limits.accept_loss
+                {
+                    return Err(Refusal::BothThreadsStopped);
+                }
+                steps.push(Step::Drain);
+            }
+        }
+    }
+    if replicating {
+        steps.push(Step::StopReplication);
+    }
+    steps.push(Step::Open);
+    steps.push(Step::ClaimEpoch { epoch: next_epoch });
+    if replicating {
+        steps.push(Step::ForgetChannel);
+    }
+    if let PromotionKind::SwitchOver { from } = &kind {
+        steps.push(Step::Demote { peer: from.clone() });
+    }
+    Ok(Plan {
+        target: seen.local.name.clone(),
+        kind,
+        steps,
+        accepted_loss,
+    })
+}
+
+/// The loss policy: what is known to be missing here, and whether that is allowed.
+fn take_over_checks(
+    seen: &Observation,
+    me: &crate::Server,
+    limits: Limits,
+) -> Result<u64, Refusal> {
+    let mut lost = 0;
+    for peer in &seen.peers {
+        if peer.server().is_some() {
+            continue;
+        }
+        if !peer.met && !limits.force {
+            return Err(Refusal::Unmet {
+                peer: peer.name.clone(),
+            });
+        }
+        if let Some(last) = &peer.last_primary {
+            let missing = me.holdings().transactions_behind(&last.history);
+            // A primary that waited for its replica acknowledged nothing that is missing here.
+            if !last.semi_sync && missing > limits.loss && !limits.accept_loss {
+                return Err(Refusal::Behind {
+                    primary: peer.name.clone(),
+                    transactions: missing,
+                });
+            }
+            if !last.semi_sync {
+                lost = lost.max(missing);
+            }
+        }
+    }
+    Ok(lost)
+}

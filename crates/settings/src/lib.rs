@@ -1,0 +1,275 @@
+//! The settings file `/etc/keepalived/companion.toml`, the same on every node.
+//!
+//! [`Settings`] can only be made by [`load`], which checks everything and reports every
+//! problem at once: a value of this type is valid.
+
+mod load;
+mod secret;
+mod section;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use load::{Problem, SettingsError, load, parse};
+pub use secret::{Secret, read_secret};
+
+/// Where the settings live on a node.
+pub const DEFAULT_PATH: &str = "/etc/keepalived/companion.toml";
+
+/// Everything the tools need to know, checked, with the local node found.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The address clients use, and how it is recognised.
+    pub cluster: Cluster,
+    /// Every node, in the order of the file. At least one.
+    pub nodes: Vec<Node>,
+    /// Index in `nodes` of the node this program runs on.
+    local: usize,
+    /// How to reach and judge MariaDB.
+    pub database: Database,
+    /// How check-apache judges the web server.
+    pub web: Web,
+    /// Limits of the checks and of their repairs.
+    pub checks: Checks,
+    /// Timers and limits of role changes.
+    pub role: Role,
+    /// How the forced command on a peer is reached.
+    pub peer: Peer,
+    /// Where alerts go.
+    pub alerts: Alerts,
+    /// Directories; only tests change them.
+    pub paths: Paths,
+}
+
+impl Settings {
+    /// The node this program runs on.
+    pub fn local(&self) -> &Node {
+        &self.nodes[self.local]
+    }
+
+    /// Every other node.
+    pub fn peers(&self) -> impl Iterator<Item = &Node> {
+        let local = self.local;
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| *index != local)
+            .map(|(_, node)| node)
+    }
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// The virtual IP, without prefix length.
+    pub vip: IpAddr,
+    /// The interface that carries it (default `enp0s9`).
+    pub vip_interface: String,
+    /// The name of the `vrrp_instance` (default `VI_1`), for log lines of hooks that get no name.
+    pub vrrp_instance: String,
+    /// The node that `failback` returns to; must be one of `[[node]]`. Default: the first.
+    pub preferred: String,
+    /// Third parties that tell a dead peer from a cut link; may be empty.
+    pub witnesses: Vec<Witness>,
+}
+
+/// A third party on the network: `"icmp:192.168.100.1"` or `"tcp:192.168.100.1:53"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Witness {
+    /// Answers an echo request.
+    Icmp(IpAddr),
+    /// Accepts or refuses a TCP connection.
+    Tcp(SocketAddr),
+}
+
+/// `[[node]]`
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The host name, as `uname -n` prints it.
+    pub name: String,
+    /// Address on the private link (replication, ssh).
+    pub private: IpAddr,
+    /// Address on the network of the clients.
+    pub front: IpAddr,
+}
+
+/// `[database]`
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// systemd unit (default `mariadb.service`).
+    pub unit: String,
+    /// Unix socket (default `/run/mysqld/mysqld.sock`).
+    pub socket: PathBuf,
+    /// TCP port on every node (default 3306).
+    pub port: u16,
+    /// The toolkit's schema with the epoch, heartbeat and probe tables (default `keepalived_companion`).
+    pub schema: String,
+    /// CA that signed the servers' certificates (default `/etc/keepalived/secrets/ca.pem`).
+    pub tls_ca: PathBuf,
+    /// The same CA as the server's own user can read it, for replication (default `/etc/mysql/tls/ca.pem`).
+    pub server_tls_ca: PathBuf,
+    /// The toolkit's own account (default name `keepalived_companion`).
+    pub account: Account,
+    /// The account of the commit probe, without `READ_ONLY ADMIN` (default name `keepalived_probe`).
+    pub probe: Account,
+    /// The account replicas connect with (default name `keepalived_repl`).
+    pub replication: Account,
+    /// What a failover may lose.
+    pub durability: Durability,
+    /// How long a commit waits for the replica's acknowledgement, in ms (default 1000, 100..=60000).
+    pub semi_sync_timeout: Duration,
+}
+
+/// A MariaDB account; the password is read from its file at load.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// User name.
+    pub user: String,
+    /// File with the password (default `/etc/keepalived/secrets/<user>`), mode 0600 or stricter.
+    /// A systemd credential of the same name in `$CREDENTIALS_DIRECTORY` wins.
+    pub password_file: PathBuf,
+}
+
+/// `database.durability`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Semi-synchronous with a short timeout, then asynchronous and an alert (`maximum-availability`, default).
+    MaximumAvailability,
+    /// Never acknowledge what only one node has (`maximum-protection`).
+    MaximumProtection,
+}
+
+/// `[web]`
+#[derive(Debug, Clone)]
+pub struct Web {
+    /// systemd unit (default `apache2.service`; `nginx.service`, `php8.2-fpm.service`).
+    pub unit: String,
+    /// What is requested (default `http://127.0.0.1/`); plain http only.
+    pub url: String,
+    /// The status that means healthy (default 200).
+    pub expected_status: u16,
+    /// Text that the body must contain; optional.
+    pub expected_text: Option<String>,
+}
+
+/// `[checks]`
+#[derive(Debug, Clone)]
+pub struct Checks {
+    /// A check answers within this time, in ms (default 700, 100..=10000); below Keepalived's `timeout`.
+    pub deadline: Duration,
+    /// How long one commit may be outstanding before the primary is failed, in ms (default 5000).
+    pub commit_patience: Duration,
+    /// Whether a check may restart its unit (default true).
+    pub repair: bool,
+    /// Restarts before giving up (default 3, 0..=10).
+    pub repair_attempts: u32,
+    /// Least time between two restarts, doubled after each, in s (default 5).
+    pub repair_backoff: Duration,
+    /// A stable run of this length forgets the attempts, in s (default 300).
+    pub repair_forget: Duration,
+    /// How old a verdict of a node may be and still be believed, in s (default 10).
+    pub verdict_age: Duration,
+}
+
+/// `[role]`
+#[derive(Debug, Clone)]
+pub struct Role {
+    /// A peer that answers no SYN on either network within this time is silent, in ms (default 150, 20..=5000).
+    pub connect_timeout: Duration,
+    /// A peer whose host is up may take this long to answer, in ms (default 2000).
+    pub answer_timeout: Duration,
+    /// Longest write freeze of a switch-over, in ms (default 5000).
+    pub freeze_limit: Duration,
+    /// Longest time to apply what was received before opening, in s (default 600).
+    pub drain_timeout: Duration,
+    /// May a node that never met a peer since its boot open its database when the peer is silent? (default false)
+    pub promote_unmet_after_boot: bool,
+    /// Acknowledged but possibly unreceived transactions a failover may lose without `--accept-loss` (default 0).
+    pub loss_limit: u64,
+    /// How long a node that is perhaps cut off may stay writable, in ms (default 900); must be below
+    /// `database.semi_sync_timeout`.
+    pub self_fence: Duration,
+    /// `promote` and `audit` repeat an alert for the same cause only after this time, in s (default 3600).
+    pub realert: Duration,
+}
+
+/// `[peer]`
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// ssh user on the peer (default `root`; the key is bound to the forced command).
+    pub user: String,
+    /// ssh port (default 22).
+    pub port: u16,
+    /// Private key (default `/etc/keepalived/secrets/peer_ed25519`).
+    pub identity: PathBuf,
+    /// Host keys of the nodes (default `/etc/keepalived/secrets/known_hosts`).
+    pub known_hosts: PathBuf,
+}
+
+/// `[alerts]`
+#[derive(Debug, Clone)]
+pub struct Alerts {
+    /// `[[alerts.channel]]`; may be empty: alerts are then only logged.
+    pub channels: Vec<Channel>,
+    /// Connect timeout, in ms (default 3000).
+    pub connect_timeout: Duration,
+    /// Time for one whole delivery, in ms (default 10000).
+    pub total_timeout: Duration,
+    /// Equal alerts within this time are folded into one with a count, in s (default 300).
+    pub fold_window: Duration,
+    /// First retry after this time, doubled up to 15 minutes, in s (default 5).
+    pub backoff: Duration,
+    /// Most alerts kept in the queue (default 1000); the oldest undelivered of the lowest severity goes first.
+    pub queue_limit: usize,
+}
+
+/// One destination.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    /// Unique name, shown by `alert --queue`.
+    pub name: String,
+    /// What it speaks.
+    pub kind: ChannelKind,
+}
+
+/// `alerts.channel.kind`
+#[derive(Debug, Clone)]
+pub enum ChannelKind {
+    /// Telegram's Bot API (`base_url` default `https://api.telegram.org`).
+    Telegram {
+        /// Scheme, host and port of the API.
+        base_url: String,
+        /// File with the bot's token.
+        token_file: PathBuf,
+        /// The chat.
+        chat_id: String,
+    },
+    /// Bale's Bot API (`base_url` default `https://tapi.bale.ai`); renders text as Markdown.
+    Bale {
+        /// Scheme, host and port of the API.
+        base_url: String,
+        /// File with the bot's token.
+        token_file: PathBuf,
+        /// The chat.
+        chat_id: String,
+    },
+    /// POST of `{"text": …, "node": …, "time": …, "event": …, "severity": …}`.
+    Webhook {
+        /// Where to; it may hold a secret, so it is read from a file when `url_file` is given instead of `url`.
+        url: Secret,
+    },
+}
+
+/// `[paths]`
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// Durable state (default `/var/lib/keepalived-companion`).
+    pub state: PathBuf,
+    /// Volatile state (default `/run/keepalived-companion`).
+    pub run: PathBuf,
+    /// Logs of the checks and tools (default `/var/log/keepalived`).
+    pub log: PathBuf,
+    /// The failover log (default `/var/log/keepalived_failover.log`).
+    pub failover_log: PathBuf,
+}

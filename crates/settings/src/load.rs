@@ -1,0 +1,478 @@
+//! From the file's text to [`Settings`], with every problem at once.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use crate::section::{Problems, Section};
+use crate::{
+    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Durability, Node, Paths,
+    Peer, Role, Secret, Settings, Web, Witness, read_secret,
+};
+
+/// One problem of the settings file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Line in the file, from 1; none when it concerns the file as a whole.
+    pub line: Option<usize>,
+    /// Dotted key, such as `role.freeze_limit_ms`; empty when it concerns the file as a whole.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+/// Why there are no settings, or no secret.
+#[derive(Debug)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The reason and the next step.
+        reason: String,
+    },
+    /// The file has problems: all of them.
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// In the order of the file.
+        problems: Vec<Problem>,
+    },
+    /// A secret's file is missing, or others than root can read it.
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// The reason and the next step.
+        reason: String,
+    },
+}
+
+impl std::error::Error for SettingsError {}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, reason } | Self::Secret { path, reason } => {
+                write!(f, "{}: {reason}", path.display())
+            }
+            Self::Invalid { path, problems } => {
+                for (index, problem) in problems.iter().enumerate() {
+                    if index > 0 {
+                        writeln!(f)?;
+                    }
+                    write!(f, "{}:", path.display())?;
+                    if let Some(line) = problem.line {
+                        write!(f, "{line}:")?;
+                    }
+                    if !problem.key.is_empty() {
+                        write!(f, " {}:", problem.key)?;
+                    }
+                    write!(f, " {}", problem.message)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads and checks the file. `node` names the local node; without it the host name does.
+pub fn load(path: &Path, node: Option<&str>) -> Result<Settings, SettingsError> {
+    let unreadable = |reason: String| SettingsError::Unreadable {
+        path: path.to_owned(),
+        reason,
+    };
+    let read =
+        || -> io::Result<(Vec<u8>, fs::Metadata)> { Ok((fs::read(path)?, fs::metadata(path)?)) };
+    let (bytes, metadata) =
+        read().map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    if metadata.mode() & 0o022 != 0 {
+        return Err(unreadable(format!(
+            "is writable by others than its owner (mode {:o}): chmod 644",
+            metadata.mode() & 0o777
+        )));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..at]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        unreadable(format!("line {line} is not UTF-8"))
+    })?;
+    parse(&text, path, node)
+}
+
+/// Checks a text as if it stood in `path`.
+pub fn parse(text: &str, path: &Path, node: Option<&str>) -> Result<Settings, SettingsError> {
+    let problems = Problems::new(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        problems.note(error.span(), "", error.message().to_owned());
+    }
+    let settings = whole(&Section::root(table.get_ref(), &problems), node);
+    let problems = problems.into_sorted();
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(settings),
+        Some(_) | None => Err(SettingsError::Invalid {
+            path: path.to_owned(),
+            problems,
+        }),
+    }
+}
+
+fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
+    let nodes = nodes(root);
+    let cluster = cluster(&root.section("cluster"), &nodes);
+    let database = database(&root.section("database"));
+    let role = role(&root.section("role"), &database);
+    let settings = Settings {
+        cluster: cluster?,
+        local: local(root, &nodes, node)?,
+        nodes,
+        database,
+        web: web(&root.section("web")),
+        checks: checks(&root.section("checks")),
+        role,
+        peer: peer(&root.section("peer")),
+        alerts: alerts(&root.section("alerts")),
+        paths: paths(&root.section("paths")),
+    };
+    root.finish();
+    Some(settings)
+}
+
+fn nodes(root: &Section<'_, '_>) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for section in root.sections("node") {
+        let name = section.required_text("name");
+        let private = section.parsed::<IpAddr>("private", "an IP address");
+        let front = section.parsed::<IpAddr>("front", "an IP address");
+        section.finish();
+        if !name.is_empty() && nodes.iter().any(|n| n.name == name) {
+            section.note(
+                "name",
+                format!("`{name}` is the name of an earlier node, too"),
+            );
+        }
+        for (key, address) in [("private", private), ("front", front)] {
+            if let Some(address) = address
+                && nodes
+                    .iter()
+                    .any(|n| n.private == address || n.front == address)
+            {
+                section.note(key, format!("`{address}` belongs to an earlier node, too"));
+            }
+        }
+        if let (Some(private), Some(front)) = (private, front) {
+            nodes.push(Node {
+                name,
+                private,
+                front,
+            });
+        }
+    }
+    if nodes.is_empty() {
+        root.note(
+            "node",
+            "expected at least one [[node]] with name, private and front",
+        );
+    }
+    nodes
+}
+
+fn local(root: &Section<'_, '_>, nodes: &[Node], node: Option<&str>) -> Option<usize> {
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy().into_owned();
+    let wanted = node.unwrap_or(&host);
+    let label = wanted.split('.').next().unwrap_or(wanted);
+    let found = nodes
+        .iter()
+        .position(|n| n.name == wanted)
+        .or_else(|| nodes.iter().position(|n| n.name == label));
+    if found.is_none() && !nodes.is_empty() {
+        let known: Vec<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
+        root.note(
+            "node",
+            format!(
+                "this node is called `{wanted}`, which is none of {}; add it, or name one with --node",
+                known.join(", ")
+            ),
+        );
+    }
+    found
+}
+
+fn cluster(section: &Section<'_, '_>, nodes: &[Node]) -> Option<Cluster> {
+    let vip = section.parsed::<IpAddr>("vip", "the virtual IP address without prefix length");
+    let preferred = section.text("preferred", nodes.first().map_or("", |n| n.name.as_str()));
+    if !nodes.is_empty() && !nodes.iter().any(|n| n.name == preferred) {
+        section.note(
+            "preferred",
+            format!("`{preferred}` is not the name of a node"),
+        );
+    }
+    let witnesses = section
+        .texts("witnesses")
+        .into_iter()
+        .filter_map(|text| {
+            let witness = witness(&text);
+            if witness.is_none() {
+                section.note(
+                    "witnesses",
+                    format!("`{text}`: expected icmp:ADDRESS or tcp:ADDRESS:PORT"),
+                );
+            }
+            witness
+        })
+        .collect();
+    let cluster = Cluster {
+        vip: vip.unwrap_or(IpAddr::from([0, 0, 0, 0])),
+        vip_interface: section.text("vip_interface", "enp0s9"),
+        vrrp_instance: section.text("vrrp_instance", "VI_1"),
+        preferred,
+        witnesses,
+    };
+    section.finish();
+    vip.map(|_| cluster)
+}
+
+fn witness(text: &str) -> Option<Witness> {
+    match text.split_once(':')? {
+        ("icmp", address) => address.parse().ok().map(Witness::Icmp),
+        ("tcp", address) => address.parse::<SocketAddr>().ok().map(Witness::Tcp),
+        _ => None,
+    }
+}
+
+fn account(
+    section: &Section<'_, '_>,
+    user: &'static str,
+    file: &'static str,
+    default: &str,
+) -> Account {
+    let user = section.text(user, default);
+    Account {
+        password_file: section.path(file, &format!("/etc/keepalived/secrets/{user}")),
+        user,
+    }
+}
+
+fn database(section: &Section<'_, '_>) -> Database {
+    let durability = match section.text("durability", "maximum-availability").as_str() {
+        "maximum-protection" => Durability::MaximumProtection,
+        "maximum-availability" => Durability::MaximumAvailability,
+        other => {
+            section.note(
+                "durability",
+                format!("`{other}`: expected maximum-availability or maximum-protection"),
+            );
+            Durability::MaximumAvailability
+        }
+    };
+    let schema = section.text("schema", "keepalived_companion");
+    if !schema
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || c == '_')
+    {
+        section.note(
+            "schema",
+            format!("`{schema}`: expected letters, digits and _"),
+        );
+    }
+    let database = Database {
+        unit: section.text("unit", "mariadb.service"),
+        socket: section.path("socket", "/run/mysqld/mysqld.sock"),
+        port: section.small("port", 3306, 1..=u16::MAX),
+        schema,
+        tls_ca: section.path("tls_ca", "/etc/keepalived/secrets/ca.pem"),
+        server_tls_ca: section.path("server_tls_ca", "/etc/mysql/tls/ca.pem"),
+        account: account(section, "user", "password_file", "keepalived_companion"),
+        probe: account(
+            section,
+            "probe_user",
+            "probe_password_file",
+            "keepalived_probe",
+        ),
+        replication: account(
+            section,
+            "replication_user",
+            "replication_password_file",
+            "keepalived_repl",
+        ),
+        durability,
+        semi_sync_timeout: section.milliseconds("semi_sync_timeout_ms", 1000, 100..=60_000),
+    };
+    section.finish();
+    database
+}
+
+fn web(section: &Section<'_, '_>) -> Web {
+    let web = Web {
+        unit: section.text("unit", "apache2.service"),
+        url: section.text("url", "http://127.0.0.1/"),
+        expected_status: section.small("expected_status", 200, 100..=599),
+        expected_text: section.optional_text("expected_text"),
+    };
+    if !web.url.starts_with("http://") {
+        section.note(
+            "url",
+            format!("`{}`: expected a URL that begins with http://", web.url),
+        );
+    }
+    section.finish();
+    web
+}
+
+fn checks(section: &Section<'_, '_>) -> Checks {
+    let checks = Checks {
+        deadline: section.milliseconds("deadline_ms", 700, 100..=10_000),
+        commit_patience: section.milliseconds("commit_patience_ms", 5000, 500..=60_000),
+        repair: section.flag("repair", true),
+        repair_attempts: u32::from(section.small("repair_attempts", 3, 0..=10)),
+        repair_backoff: section.seconds("repair_backoff_s", 5, 1..=600),
+        repair_forget: section.seconds("repair_forget_s", 300, 10..=86_400),
+        verdict_age: section.seconds("verdict_age_s", 10, 3..=300),
+    };
+    section.finish();
+    checks
+}
+
+fn role(section: &Section<'_, '_>, database: &Database) -> Role {
+    let role = Role {
+        connect_timeout: section.milliseconds("connect_timeout_ms", 150, 20..=5000),
+        answer_timeout: section.milliseconds("answer_timeout_ms", 2000, 100..=30_000),
+        freeze_limit: section.milliseconds("freeze_limit_ms", 5000, 500..=60_000),
+        drain_timeout: section.seconds("drain_timeout_s", 600, 1..=86_400),
+        promote_unmet_after_boot: section.flag("promote_unmet_after_boot", false),
+        loss_limit: section.number("loss_limit", 0, 0..=1_000_000),
+        self_fence: section.milliseconds("self_fence_ms", 900, 50..=60_000),
+        realert: section.seconds("realert_s", 3600, 60..=604_800),
+    };
+    if role.self_fence >= database.semi_sync_timeout {
+        section.note(
+            "self_fence_ms",
+            format!(
+                "{} ms: must be below database.semi_sync_timeout_ms ({} ms), or a cut-off node acknowledges writes before it is fenced",
+                role.self_fence.as_millis(),
+                database.semi_sync_timeout.as_millis()
+            ),
+        );
+    }
+    section.finish();
+    role
+}
+
+fn peer(section: &Section<'_, '_>) -> Peer {
+    let peer = Peer {
+        user: section.text("user", "root"),
+        port: section.small("port", 22, 1..=u16::MAX),
+        identity: section.path("identity", "/etc/keepalived/secrets/peer_ed25519"),
+        known_hosts: section.path("known_hosts", "/etc/keepalived/secrets/known_hosts"),
+    };
+    section.finish();
+    peer
+}
+
+fn alerts(section: &Section<'_, '_>) -> Alerts {
+    let mut channels: Vec<Channel> = Vec::new();
+    for channel in section.sections("channel") {
+        let name = channel.required_text("name");
+        if channels.iter().any(|c| c.name == name) {
+            channel.note(
+                "name",
+                format!("`{name}` is the name of an earlier channel, too"),
+            );
+        }
+        let kind = match channel.required_text("kind").as_str() {
+            "telegram" => {
+                let (base_url, token_file, chat_id) = bot(&channel, "https://api.telegram.org");
+                Some(ChannelKind::Telegram {
+                    base_url,
+                    token_file,
+                    chat_id,
+                })
+            }
+            "bale" => {
+                let (base_url, token_file, chat_id) = bot(&channel, "https://tapi.bale.ai");
+                Some(ChannelKind::Bale {
+                    base_url,
+                    token_file,
+                    chat_id,
+                })
+            }
+            "webhook" => webhook(&channel),
+            other => {
+                channel.note(
+                    "kind",
+                    format!("`{other}`: expected telegram, bale or webhook"),
+                );
+                None
+            }
+        };
+        channel.finish();
+        channels.extend(kind.map(|kind| Channel { name, kind }));
+    }
+    let alerts = Alerts {
+        channels,
+        connect_timeout: section.milliseconds("connect_timeout_ms", 3000, 100..=60_000),
+        total_timeout: section.milliseconds("total_timeout_ms", 10_000, 500..=300_000),
+        fold_window: section.seconds("fold_window_s", 300, 0..=86_400),
+        backoff: section.seconds("backoff_s", 5, 1..=900),
+        queue_limit: usize::from(section.small("queue_limit", 1000, 10..=50_000)),
+    };
+    section.finish();
+    alerts
+}
+
+fn bot(channel: &Section<'_, '_>, default_url: &str) -> (String, PathBuf, String) {
+    (
+        http_url(channel, "base_url", channel.text("base_url", default_url)),
+        channel.required_text("token_file").into(),
+        channel.required_text("chat_id"),
+    )
+}
+
+fn webhook(channel: &Section<'_, '_>) -> Option<ChannelKind> {
+    let url = match (
+        channel.optional_text("url"),
+        channel.optional_text("url_file"),
+    ) {
+        (Some(url), None) => Secret::new(http_url(channel, "url", url)),
+        (None, Some(file)) => match read_secret(Path::new(&file), None) {
+            Ok(secret) => secret,
+            Err(error) => {
+                channel.note("url_file", error.to_string());
+                return None;
+            }
+        },
+        (Some(_), Some(_)) | (None, None) => {
+            channel.note("url", "expected either url or url_file");
+            return None;
+        }
+    };
+    Some(ChannelKind::Webhook { url })
+}
+
+fn http_url(channel: &Section<'_, '_>, key: &'static str, url: String) -> String {
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        channel.note(key, "expected a URL that begins with http:// or https://");
+    }
+    url
+}
+
+fn paths(section: &Section<'_, '_>) -> Paths {
+    let paths = Paths {
+        state: section.path("state", "/var/lib/keepalived-companion"),
+        run: section.path("run", "/run/keepalived-companion"),
+        log: section.path("log", "/var/log/keepalived"),
+        failover_log: section.path("failover_log", "/var/log/keepalived_failover.log"),
+    };
+    section.finish();
+    paths
+}

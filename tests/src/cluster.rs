@@ -1,0 +1,328 @@
+//! The whole cluster: up, down, faults, and what its roles are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use process::{Output, Program};
+
+use crate::node::{self, wait_until};
+use crate::provision;
+use crate::{LIVE, LabError, NodeName, Side, Suite, VIP, at, image, network, tell};
+
+/// How the cluster is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The release.
+    pub suite: Suite,
+    /// Keepalived's `advert_int`, in seconds.
+    pub advert_int: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            suite: Suite::Bookworm,
+            advert_int: "1".to_owned(),
+        }
+    }
+}
+
+/// A cluster on this machine.
+#[derive(Debug, Clone)]
+pub struct Lab {
+    /// The `lab` program, which nodes and clients are started with.
+    program: PathBuf,
+}
+
+/// Who is what, as the nodes themselves say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roles {
+    /// Nodes with the VIP's address.
+    pub vip: Vec<NodeName>,
+    /// Nodes whose database is writable.
+    pub writable: Vec<NodeName>,
+    /// Nodes that replicate, both threads running.
+    pub replicating: Vec<NodeName>,
+}
+
+impl Lab {
+    /// `program` is the path of the `lab` binary.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+        }
+    }
+
+    /// Brings the cluster up; a cluster that is up already stays as it is.
+    pub fn up(&self, options: &Options) -> Result<(), LabError> {
+        fit_machine()?;
+        let start = Instant::now();
+        let image = image::image(options.suite)?;
+        fs::create_dir_all(LIVE).map_err(at(LIVE))?;
+        let marker = Path::new(LIVE).join("image");
+        let wanted = format!("{}\n{}\n", image.display(), options.advert_int);
+        match fs::read_to_string(&marker) {
+            Ok(found) if found != wanted => {
+                return Err(LabError::Unfit(
+                    "a lab with other options is there; scripts/lab wipe first".to_owned(),
+                ));
+            }
+            Ok(_) | Err(_) => fs::write(&marker, wanted).map_err(at(&marker))?,
+        }
+        network::up()?;
+        let keys = provision::make_secrets()?;
+        for node in NodeName::ALL {
+            let fresh = !node.root().exists();
+            node::mount(node, &image)?;
+            if fresh {
+                let binaries = self.program.parent().unwrap_or(Path::new("/")).to_owned();
+                provision::furnish(node, &keys, &options.advert_int, &binaries)?;
+            }
+        }
+        tell(&format!("booting the nodes ({:.1?})", start.elapsed()));
+        for node in NodeName::ALL {
+            node::boot(node, &self.program)?;
+        }
+        let founded = Path::new(LIVE).join("founded");
+        if !founded.exists() {
+            tell(&format!("making the databases ({:.1?})", start.elapsed()));
+            provision::found(&keys)?;
+            self.exec(NodeName::Node1, &["systemctl", "start", "keepalived"])?
+                .success()?;
+            self.await_vip(NodeName::Node1)?;
+            self.exec(NodeName::Node2, &["systemctl", "start", "keepalived"])?
+                .success()?;
+            self.settled(NodeName::Node1, Duration::from_secs(30))?;
+            fs::write(&founded, "").map_err(at(&founded))?;
+        }
+        tell(&format!("up after {:.1?}", start.elapsed()));
+        Ok(())
+    }
+
+    /// Waits until `primary` is the writable primary with the VIP, and the others replicate with
+    /// semi-synchronous acknowledgements.
+    pub fn settled(&self, primary: NodeName, limit: Duration) -> Result<(), LabError> {
+        let wanted = Roles {
+            vip: vec![primary],
+            writable: vec![primary],
+            replicating: NodeName::ALL
+                .into_iter()
+                .filter(|n| *n != primary)
+                .collect(),
+        };
+        wait_until(
+            &format!("{primary} as the primary with a standby"),
+            limit,
+            || {
+                let roles = self.roles()?;
+                if roles != wanted {
+                    return Ok(Err(format!("{roles:?}")));
+                }
+                let semi_sync =
+                    provision::sql(primary, "SHOW STATUS LIKE 'Rpl_semi_sync_master_status'")?;
+                Ok(if semi_sync.ends_with("ON") {
+                    Ok(())
+                } else {
+                    Err(format!("{roles:?}, {semi_sync}"))
+                })
+            },
+        )
+    }
+
+    fn await_vip(&self, node: NodeName) -> Result<(), LabError> {
+        wait_until(
+            &format!("the VIP on {node}"),
+            Duration::from_secs(30),
+            || {
+                let roles = self.roles()?;
+                Ok(if roles.vip == [node] {
+                    Ok(())
+                } else {
+                    Err(format!("{roles:?}"))
+                })
+            },
+        )
+    }
+
+    /// Who is what now. A node that is off or whose database does not answer is nothing.
+    pub fn roles(&self) -> Result<Roles, LabError> {
+        let mut roles = Roles {
+            vip: Vec::new(),
+            writable: Vec::new(),
+            replicating: Vec::new(),
+        };
+        for node in NodeName::ALL {
+            if node::leader(node).is_none() {
+                continue;
+            }
+            let addresses =
+                node::exec(node, &["ip", "-o", "address", "show", "dev", "enp0s9"])?.text();
+            if addresses.contains(&format!(" {VIP}/")) {
+                roles.vip.push(node);
+            }
+            let query = "SELECT IF(@@read_only, 'closed', 'open-for-writes'); SHOW ALL SLAVES STATUS\\G";
+            let asked = node::feed(node, &["timeout", "5", "mariadb", "-N", "-B"], query)?;
+            if !asked.status.success() {
+                continue;
+            }
+            let text = asked.text();
+            if text.contains("open-for-writes") {
+                roles.writable.push(node);
+            }
+            // Without column names \G prints bare values: IO and SQL thread are the only two Yes.
+            if text.lines().filter(|l| l.trim() == "Yes").count() >= 2 {
+                roles.replicating.push(node);
+            }
+        }
+        Ok(roles)
+    }
+
+    /// Runs a command in a node.
+    pub fn exec(&self, node: NodeName, command: &[&str]) -> Result<Output, LabError> {
+        node::exec(node, command)
+    }
+
+    /// Runs SQL in a node as root; tab-separated lines without column names.
+    pub fn sql(&self, node: NodeName, statements: &str) -> Result<String, LabError> {
+        provision::sql(node, statements)
+    }
+
+    /// Runs a command at the client's place.
+    pub fn client(&self, command: &[&str]) -> Result<Output, LabError> {
+        let prefix = network::client_command();
+        Ok(Program::new(prefix[0])
+            .args(&prefix[1..])
+            .args(command)
+            .deadline(Duration::from_secs(300))
+            .run()?)
+    }
+
+    /// The `lab` program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Cuts the node's power.
+    pub fn power_off(&self, node: NodeName) -> Result<(), LabError> {
+        node::kill(node)
+    }
+
+    /// Boots the node again with the disk it had.
+    pub fn power_on(&self, node: NodeName) -> Result<(), LabError> {
+        let marker = Path::new(LIVE).join("image");
+        let text = fs::read_to_string(&marker).map_err(at(&marker))?;
+        let image = text.lines().next().unwrap_or_default().to_owned();
+        node::mount(node, Path::new(&image))?;
+        node::boot(node, &self.program)
+    }
+
+    /// Cuts a node off on a network; its carrier stays.
+    pub fn partition(&self, node: NodeName, side: Side) -> Result<(), LabError> {
+        network::partition(node, side)
+    }
+
+    /// Ends every partition.
+    pub fn heal(&self) -> Result<(), LabError> {
+        network::heal()
+    }
+
+    /// Makes a node a fresh replica of the other one, from nothing but its data.
+    pub fn rebuild(&self, node: NodeName) -> Result<(), LabError> {
+        let source = node.other();
+        tell(&format!("rebuilding {node} from {source}"));
+        node::exec(node, &["systemctl", "unmask", "--runtime", "mariadb"])?.success()?;
+        node::exec(node, &["systemctl", "start", "mariadb"])?.success()?;
+        // Everything logical, with the position it belongs to; the lab's data are small.
+        let dump = node::exec(
+            source,
+            &[
+                "mariadb-dump",
+                "--all-databases",
+                "--single-transaction",
+                "--gtid",
+                "--master-data=1",
+                "--routines",
+                "--events",
+                "--flush-privileges",
+            ],
+        )?
+        .success()?;
+        let state = self.sql(source, "SELECT @@gtid_binlog_state")?;
+        let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
+        self.sql(
+            node,
+            "STOP ALL SLAVES; RESET SLAVE ALL; SET GLOBAL read_only = 1; RESET MASTER; SET GLOBAL gtid_slave_pos = ''; DROP DATABASE IF EXISTS ha_app",
+        )?;
+        self.sql(node, &format!("SET sql_log_bin = 0;\n{dump}"))?;
+        drop(state);
+        Ok(())
+    }
+
+    /// Stops the nodes; their disks stay.
+    pub fn down(&self) -> Result<(), LabError> {
+        for node in NodeName::ALL {
+            if network_exists()? {
+                node::kill(node)?;
+            }
+        }
+        network::down()
+    }
+
+    /// Removes everything but the image.
+    pub fn wipe(&self) -> Result<(), LabError> {
+        self.down()?;
+        for node in NodeName::ALL {
+            node::delete(node)?;
+        }
+        let live = Path::new(LIVE);
+        if live.exists() {
+            fs::remove_dir_all(live).map_err(at(live))?;
+        }
+        Ok(())
+    }
+}
+
+fn network_exists() -> Result<bool, LabError> {
+    let listed = Program::new("ip")
+        .args(["netns", "list"])
+        .run()?
+        .success()?
+        .text();
+    Ok(listed.contains("kc-switch"))
+}
+
+/// Refuses early, with one line, where the lab cannot run.
+fn fit_machine() -> Result<(), LabError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(LabError::Unfit(
+            "the lab needs root: sudo scripts/lab …".to_owned(),
+        ));
+    }
+    for program in [
+        "mmdebstrap",
+        "systemd-nspawn",
+        "nft",
+        "ip",
+        "openssl",
+        "ssh-keygen",
+        "setsid",
+    ] {
+        let found = Program::new("which").arg(program).run()?;
+        if !found.status.success() {
+            return Err(LabError::Unfit(format!(
+                "{program} is missing; scripts/lab installs it"
+            )));
+        }
+    }
+    let filesystems = fs::read_to_string("/proc/filesystems").map_err(at("/proc/filesystems"))?;
+    if !filesystems.contains("overlay") {
+        // It may be a module that is not loaded yet.
+        Program::new("modprobe")
+            .arg("overlay")
+            .run()?
+            .success()
+            .map_err(|_| LabError::Unfit("this kernel has no overlay file system".to_owned()))?;
+    }
+    Ok(())
+}
