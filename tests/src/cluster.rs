@@ -161,7 +161,8 @@ impl Lab {
             if addresses.contains(&format!(" {VIP}/")) {
                 roles.vip.push(node);
             }
-            let query = "SELECT IF(@@read_only, 'closed', 'open-for-writes'); SHOW ALL SLAVES STATUS\\G";
+            let query =
+                "SELECT IF(@@read_only, 'closed', 'open-for-writes'); SHOW ALL SLAVES STATUS\\G";
             let asked = node::feed(node, &["timeout", "5", "mariadb", "-N", "-B"], query)?;
             if !asked.status.success() {
                 continue;

@@ -1,0 +1,259 @@
+//! The main job on real nodes: an active node is lost in different ways under a writing client,
+//! and nothing that was acknowledged is lost with it.
+//!
+//! The tests share one lab and run one after another; each leaves node1 as the primary.
+
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lab::writer::now;
+use lab::{Lab, LabError, NodeName, Options, Report, Writer, wait_until};
+
+use NodeName::{Node1, Node2};
+
+/// One event at a time on the one lab.
+static LAB: Mutex<()> = Mutex::new(());
+
+/// Rows of each run have numbers of their own.
+const BLOCK: u64 = 1_000_000;
+/// Generous: figures are printed, bars are for the benchmark.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Run {
+    lab: Lab,
+    writer: Writer,
+}
+
+/// Brings up a whole lab with node1 as the primary, and a client that has written for a while.
+fn begin(block: u64) -> Result<Run, LabError> {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    lab.up(&Options::default())?;
+    whole(&lab)?;
+    let writer = Writer::start(&lab, 1, block * BLOCK)?;
+    await_rows(&lab, Node1, block, 100)?;
+    Ok(Run { lab, writer })
+}
+
+/// Waits until the client has written so many rows of its block.
+fn await_rows(lab: &Lab, node: NodeName, block: u64, rows: u64) -> Result<(), LabError> {
+    wait_until("the client's rows", LIMIT, || {
+        let first = block * BLOCK;
+        let count = lab.sql(
+            node,
+            &format!("SELECT COUNT(*) FROM ha_app.rows WHERE n >= {first}"),
+        )?;
+        Ok(if count.parse::<u64>().unwrap_or(0) >= rows {
+            Ok(())
+        } else {
+            Err(count)
+        })
+    })
+}
+
+/// Makes node1 the primary with an attached standby, from whatever the last test left.
+fn whole(lab: &Lab) -> Result<(), LabError> {
+    lab.heal()?;
+    for node in NodeName::ALL {
+        lab.power_on(node)?;
+        for command in [
+            &["systemctl", "unmask", "--runtime", "mariadb", "apache2"][..],
+            &["systemctl", "start", "mariadb", "apache2", "keepalived"],
+        ] {
+            lab.exec(node, command)?.success()?;
+        }
+    }
+    let attached = wait_until("a primary with a standby", LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(
+            if roles.writable.len() == 1
+                && roles.replicating.len() == 1
+                && roles.vip == roles.writable
+            {
+                Ok(())
+            } else {
+                Err(format!("{roles:?}"))
+            },
+        )
+    });
+    attached?;
+    if lab.roles()?.writable != [Node1] {
+        // VRRP gives the VIP back only when the other node leaves it.
+        lab.settled(Node2, LIMIT)?;
+        lab.exec(Node2, &["systemctl", "stop", "keepalived"])?
+            .success()?;
+        lab.settled(Node1, LIMIT)?;
+        lab.exec(Node2, &["systemctl", "start", "keepalived"])?
+            .success()?;
+    }
+    lab.settled(Node1, LIMIT)
+}
+
+/// Runs one event and asserts what every event must keep: no loss, one writable node.
+fn survives(
+    what: &str,
+    survivor: NodeName,
+    event: impl FnOnce(&Lab) -> Result<(), LabError>,
+) -> Report {
+    let _one_at_a_time = LAB
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let block = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let Run { lab, writer } = begin(block).unwrap();
+    let struck = now();
+    event(&lab).unwrap();
+    // A write that the survivor took after the event.
+    let first = block * BLOCK;
+    let before: u64 = lab
+        .sql(
+            survivor,
+            &format!("SELECT COALESCE(MAX(n), 0) FROM ha_app.rows WHERE n >= {first}"),
+        )
+        .unwrap()
+        .parse()
+        .unwrap();
+    let resumed = wait_until("a write on the survivor", LIMIT, || {
+        let roles = lab.roles()?;
+        assert!(roles.writable.len() < 2, "two writable nodes: {roles:?}");
+        let newest = lab.sql(
+            survivor,
+            &format!("SELECT COALESCE(MAX(n), 0) FROM ha_app.rows WHERE n >= {first}"),
+        )?;
+        let newest = newest.parse::<u64>().unwrap_or(0);
+        Ok(if roles.writable == [survivor] && newest > before + 200 {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}, row {newest} after {before}"))
+        })
+    });
+    let report = writer.stop().unwrap();
+    if let Err(error) = resumed {
+        for node in NodeName::ALL {
+            if let Ok(log) = lab.exec(
+                node,
+                &[
+                    "journalctl",
+                    "-u",
+                    "keepalived-companion-role",
+                    "-o",
+                    "cat",
+                    "-n",
+                    "40",
+                    "--no-pager",
+                ],
+            ) {
+                println!("--- {node}\n{}", log.text());
+            }
+        }
+        panic!("{what}: {error}");
+    }
+    let lost = report.lost(&lab, survivor).unwrap();
+    println!(
+        "{what}: {:.2} s without a write, {} acknowledged, {} lost",
+        report.longest_gap(struck - 0.1),
+        report.rows.len(),
+        lost.len()
+    );
+    assert!(lost.is_empty(), "{what}: lost {lost:?}");
+    report
+}
+
+#[test]
+fn power_loss_of_the_active_node() {
+    survives("power loss of the active", Node2, |lab| {
+        lab.power_off(Node1)
+    });
+}
+
+#[test]
+fn mariadb_killed_and_unable_to_restart() {
+    survives("mariadbd killed, cannot restart", Node2, |lab| {
+        lab.exec(Node1, &["systemctl", "mask", "--runtime", "mariadb"])?
+            .success()?;
+        lab.exec(Node1, &["systemctl", "kill", "-s", "KILL", "mariadb"])?
+            .success()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn mariadb_frozen_then_resumed() {
+    let mut thawed = 0.0;
+    let report = survives(
+        "mariadbd frozen, resumed after the failover",
+        Node2,
+        |lab| {
+            lab.exec(Node1, &["systemctl", "kill", "-s", "STOP", "mariadb"])?
+                .success()?;
+            wait_until("the standby to open", LIMIT, || {
+                let open = lab.sql(Node2, "SELECT @@read_only + 0")?;
+                Ok(if open == "0" { Ok(()) } else { Err(open) })
+            })?;
+            thawed = now();
+            // A server that was killed meanwhile is gone, and that is as good.
+            lab.exec(Node1, &["systemctl", "kill", "-s", "CONT", "mariadb"])?;
+            Ok(())
+        },
+    );
+    assert_eq!(
+        report.by_server_after(1, thawed),
+        0,
+        "the old node acknowledged after the new one opened"
+    );
+}
+
+#[test]
+fn apache_broken_beyond_repair() {
+    survives("Apache broken", Node2, |lab| {
+        lab.exec(Node1, &["systemctl", "mask", "--runtime", "apache2"])?
+            .success()?;
+        lab.exec(Node1, &["systemctl", "kill", "-s", "KILL", "apache2"])?
+            .success()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn keepalived_stopped_for_maintenance_is_a_switch_over() {
+    survives("systemctl stop keepalived", Node2, |lab| {
+        lab.exec(Node1, &["systemctl", "stop", "keepalived"])?
+            .success()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn power_loss_of_the_standby_leaves_the_active_alone() {
+    survives("power loss of the standby", Node1, |lab| {
+        lab.power_off(Node2)
+    });
+}
+
+#[test]
+fn a_standby_with_a_stopped_sql_thread_drains_first() {
+    survives(
+        "SQL thread stopped, rows written, power loss",
+        Node2,
+        |lab| {
+            lab.sql(Node2, "STOP SLAVE SQL_THREAD")?;
+            let newest = lab
+                .sql(Node1, "SELECT MAX(n) FROM ha_app.rows")?
+                .parse::<u64>()
+                .unwrap_or(0);
+            wait_until("1000 rows more", LIMIT, || {
+                let now = lab
+                    .sql(Node1, "SELECT MAX(n) FROM ha_app.rows")?
+                    .parse::<u64>()
+                    .unwrap_or(0);
+                Ok(if now > newest + 1000 {
+                    Ok(())
+                } else {
+                    Err(now.to_string())
+                })
+            })?;
+            lab.power_off(Node1)
+        },
+    );
+}
