@@ -10,6 +10,9 @@ use crate::node::{self, wait_until};
 use crate::provision;
 use crate::{LIVE, LabError, NodeName, Side, Suite, VIP, at, image, network, tell};
 
+/// `vrrp_startup_delay` of the shipped configuration, with a second for its first checks.
+const STARTUP_DELAY: f64 = 6.0;
+
 /// How the cluster is made.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -94,6 +97,7 @@ impl Lab {
             self.exec(NodeName::Node2, &["systemctl", "start", "keepalived"])?
                 .success()?;
             self.settled(NodeName::Node1, Duration::from_secs(30))?;
+            self.past_startup_delay(NodeName::Node2)?;
             fs::write(&founded, "").map_err(at(&founded))?;
         }
         tell(&format!("up after {:.1?}", start.elapsed()));
@@ -125,6 +129,36 @@ impl Lab {
                     Ok(())
                 } else {
                     Err(format!("{roles:?}, {semi_sync}"))
+                })
+            },
+        )
+    }
+
+    /// Waits until Keepalived's `vrrp_startup_delay` is over: before that it takes no VIP.
+    pub fn past_startup_delay(&self, node: NodeName) -> Result<(), LabError> {
+        wait_until(
+            &format!("{node}'s Keepalived past its startup delay"),
+            Duration::from_secs(30),
+            || {
+                let since = self
+                    .exec(
+                        node,
+                        &[
+                            "systemctl",
+                            "show",
+                            "-P",
+                            "ActiveEnterTimestampMonotonic",
+                            "keepalived",
+                        ],
+                    )?
+                    .text();
+                let age = since
+                    .parse::<f64>()
+                    .map_or(0.0, |us| crate::writer::now() - us / 1e6);
+                Ok(if since != "0" && age > STARTUP_DELAY {
+                    Ok(())
+                } else {
+                    Err(format!("{age:.1} s old"))
                 })
             },
         )

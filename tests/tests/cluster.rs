@@ -85,7 +85,10 @@ fn whole(lab: &Lab) -> Result<(), LabError> {
         lab.exec(Node2, &["systemctl", "start", "keepalived"])?
             .success()?;
     }
-    lab.settled(Node1, LIMIT)
+    lab.settled(Node1, LIMIT)?;
+    NodeName::ALL
+        .iter()
+        .try_for_each(|node| lab.past_startup_delay(*node))
 }
 
 /// Runs one event and asserts what every event must keep: no loss, one writable node.

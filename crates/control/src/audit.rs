@@ -142,8 +142,11 @@ fn locally_writable(settings: &Settings) -> bool {
 /// Brings the files that others read up to date, and alerts what needs a person.
 fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
     tell::verdicts(settings, &seen.seen);
-    let primary = seen.seen.local.database.writable() && seen.seen.local.entitled();
-    track::set_entitled(settings, primary)?;
+    // A promotion has just marked this node itself; what was seen before it is old.
+    if !matches!(decision, Decision::Promote(_) | Decision::SwitchOver { .. }) {
+        let primary = seen.seen.local.database.writable() && seen.seen.local.entitled();
+        track::set_entitled(settings, primary)?;
+    }
     let text;
     let cause = match decision {
         Decision::Refuse { why, next } => {

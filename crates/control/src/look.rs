@@ -88,17 +88,22 @@ fn ask_peer(
     peer: &Node,
     depth: Depth,
 ) -> (Contact, Option<Session>, Option<Link>) {
-    let (contact, session) = observe_peer_database(settings, peer);
     if depth == Depth::Databases {
+        let (contact, session) = observe_peer_database(settings, peer);
         return (contact, session, None);
     }
-    let Some(address) = reachable(settings, peer, settings.peer.port) else {
-        return (contact, session, None);
-    };
-    let told = Link::open(settings, peer, address).and_then(|mut link| Ok((link.observe()?, link)));
+    // Both at once: towards a dead host each waits for its whole timeout.
+    let ((contact, session), told) = thread::scope(|scope| {
+        let database = scope.spawn(|| observe_peer_database(settings, peer));
+        let told = reachable(settings, peer, settings.peer.port).map(|address| {
+            Link::open(settings, peer, address).and_then(|mut link| Ok((link.observe()?, link)))
+        });
+        (database.join().unwrap_or((Contact::Silent, None)), told)
+    });
     match told {
-        Ok((node, link)) => (Contact::Node(Box::new(node)), session, Some(link)),
-        Err(error) => {
+        None => (contact, session, None),
+        Some(Ok((node, link))) => (Contact::Node(Box::new(node)), session, Some(link)),
+        Some(Err(error)) => {
             log::warn!("{error}");
             match contact {
                 // Its ssh port answered, so the host is up whatever its database does.
