@@ -210,6 +210,14 @@ impl Lab {
                 roles.replicating.push(node);
             }
         }
+        // The nodes are asked one after another; a switch-over in between looks like two writable
+        // nodes. The first one is one only if it still is after the last one was.
+        if roles.writable.len() > 1 {
+            roles.writable.retain(|node| {
+                *node == NodeName::ALL[NodeName::ALL.len() - 1]
+                    || provision::sql(*node, "SELECT @@read_only + 0").is_ok_and(|text| text == "0")
+            });
+        }
         Ok(roles)
     }
 

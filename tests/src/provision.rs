@@ -157,18 +157,22 @@ pub fn furnish(
         .run()?
         .success()?;
     let secrets = root.join("etc/keepalived/secrets");
-    let mut known_hosts = String::new();
-    let mut authorized = String::new();
+    let mut known_hosts = Vec::new();
+    let mut authorized = Vec::new();
     for other in NodeName::ALL {
         let host_key = read(&keys.join(format!("{other}.host.pub")))?;
-        known_hosts += &format!("{other},{},{} {host_key}", other.private(), other.front());
+        known_hosts.push(format!(
+            "{other},{},{} {host_key}",
+            other.private(),
+            other.front()
+        ));
         if other != node {
-            authorized += &format!(
+            authorized.push(format!(
                 "restrict,from=\"{},{}\",command=\"/usr/libexec/keepalived-companion/peer\" {}",
                 other.private(),
                 other.front(),
                 read(&keys.join(format!("{other}.peer.pub")))?
-            );
+            ));
         }
     }
     for account in [
@@ -184,8 +188,12 @@ pub fn furnish(
         0o600,
         &read(&keys.join(format!("{node}.peer")))?,
     )?;
-    write(&secrets.join("known_hosts"), 0o600, &known_hosts)?;
-    write(&root.join("root/.ssh/authorized_keys"), 0o600, &authorized)?;
+    write(&secrets.join("known_hosts"), 0o600, &known_hosts.concat())?;
+    write(
+        &root.join("root/.ssh/authorized_keys"),
+        0o600,
+        &authorized.concat(),
+    )?;
     let ssh = root.join("etc/ssh");
     write(
         &ssh.join("ssh_host_ed25519_key"),

@@ -260,3 +260,175 @@ fn a_standby_with_a_stopped_sql_thread_drains_first() {
         },
     );
 }
+
+/// The shared lab with node1 as the primary, for tests without an event.
+fn quiet_lab() -> (std::sync::MutexGuard<'static, ()>, Lab) {
+    let one_at_a_time = LAB
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    lab.up(&Options::default()).unwrap();
+    whole(&lab).unwrap();
+    (one_at_a_time, lab)
+}
+
+#[test]
+fn the_shipped_files_are_valid() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    for node in NodeName::ALL {
+        let tested = lab.exec(node, &["keepalived", "-t"]).unwrap();
+        let said = String::from_utf8_lossy(&tested.stderr).into_owned();
+        assert!(tested.status.success() && said.is_empty(), "{node}: {said}");
+        let units = "cd /etc/systemd/system && systemd-analyze verify keepalived-companion-*.service keepalived-companion-*.timer keepalived.service";
+        let tested = lab.exec(node, &["sh", "-c", units]).unwrap();
+        let said = String::from_utf8_lossy(&tested.stderr).into_owned();
+        assert!(
+            tested.status.success() && !said.contains("keepalived-companion"),
+            "{node}: {said}"
+        );
+        for tool in [
+            "audit",
+            "promote",
+            "notify",
+            "alert",
+            "maintenance",
+            "peer",
+            "check-apache",
+            "check-mariadb",
+            "check-master",
+        ] {
+            let path = format!("/usr/libexec/keepalived-companion/{tool}");
+            let checked = lab.exec(node, &[&path, "--check-config"]).unwrap();
+            assert!(
+                checked.status.success(),
+                "{node} {tool}: {}",
+                String::from_utf8_lossy(&checked.stderr)
+            );
+        }
+    }
+}
+
+#[test]
+fn the_key_between_the_nodes_opens_no_shell() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let ssh = |command: &str| {
+        let line = [
+            "ssh",
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "UserKnownHostsFile=/etc/keepalived/secrets/known_hosts",
+            "-i",
+            "/etc/keepalived/secrets/peer_ed25519",
+            "root@192.168.137.11",
+            command,
+        ];
+        lab.exec(Node2, &line).unwrap()
+    };
+    for command in [
+        "id",
+        "session; id",
+        "session x",
+        "sh",
+        "peer --help",
+        "",
+        "/usr/libexec/keepalived-companion/promote",
+    ] {
+        let refused = ssh(command);
+        assert!(!refused.status.success(), "`{command}` was accepted");
+        assert!(!refused.text().contains("uid="), "`{command}` ran");
+    }
+    // The conversation itself: known verbs only, and changes only under the role lock.
+    let converse = |question: &str| {
+        let script = format!(
+            "printf '%s\\n' '{question}' | ssh -F none -o BatchMode=yes -o UserKnownHostsFile=/etc/keepalived/secrets/known_hosts \
+             -i /etc/keepalived/secrets/peer_ed25519 root@192.168.137.11 session"
+        );
+        lab.exec(Node2, &["sh", "-c", &script]).unwrap().text()
+    };
+    assert!(converse(r#"{"verb":"observe"}"#).contains(r#""answer":"node""#));
+    assert_eq!(converse(r#"{"verb":"run","command":"id"}"#), "");
+    assert_eq!(converse(r#"{"verb":"observe","extra":1}"#), "");
+    assert!(converse(r#"{"verb":"standby","on":true}"#).contains("role lock first"));
+    assert_eq!(lab.roles().unwrap().vip, [Node1]);
+}
+
+#[test]
+fn a_burst_of_hooks_changes_nothing() {
+    survives("20 hooks in disorder within a second", Node1, |lab| {
+        let burst = "for i in 1 2 3 4 5 6 7 8 9 10; do for s in FAULT MASTER; do \
+                     /usr/libexec/keepalived-companion/notify INSTANCE VI_1 $s 230 & done; done; wait";
+        for node in NodeName::ALL {
+            lab.exec(node, &["sh", "-c", burst])?.success()?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn promote_on_the_standby_prints_its_plan_and_then_switches_over() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let promote = "/usr/libexec/keepalived-companion/promote";
+    let planned = lab.exec(Node2, &[promote, "--dry-run"]).unwrap();
+    assert!(
+        planned.status.success(),
+        "{}",
+        String::from_utf8_lossy(&planned.stderr)
+    );
+    assert!(
+        planned.text().contains("SET GLOBAL read_only = 0"),
+        "{}",
+        planned.text()
+    );
+    assert_eq!(
+        lab.roles().unwrap().writable,
+        [Node1],
+        "a dry run changed something"
+    );
+    let already = lab.exec(Node1, &[promote]).unwrap();
+    assert!(already.text().contains("already"), "{}", already.text());
+}
+
+#[test]
+fn a_promotion_killed_at_any_step_ends_well() {
+    for step in [
+        "before stop-replication",
+        "after stop-replication",
+        "before open",
+        "after open",
+        "after claim-epoch",
+        "before forget-channel",
+    ] {
+        survives(&format!("tool killed {step}"), Node2, |lab| {
+            let fault = format!("echo '{step}' > /var/lib/keepalived-companion/fault");
+            lab.exec(Node2, &["sh", "-c", &fault])?.success()?;
+            lab.power_off(Node1)
+        });
+    }
+}
+
+#[test]
+fn a_cold_start_finds_its_primary() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    for first in NodeName::ALL {
+        for node in NodeName::ALL {
+            lab.power_off(node).unwrap();
+        }
+        lab.power_on(first).unwrap();
+        lab.power_on(first.other()).unwrap();
+        wait_until("a primary with a standby after a cold start", LIMIT, || {
+            let roles = lab.roles()?;
+            let good = roles.writable.len() == 1
+                && roles.vip == roles.writable
+                && roles.replicating.len() == 1;
+            Ok(if good {
+                Ok(())
+            } else {
+                Err(format!("{roles:?}"))
+            })
+        })
+        .unwrap();
+    }
+}

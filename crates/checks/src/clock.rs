@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// A moment of one boot: CLOCK_BOOTTIME, which also counts while the machine is suspended.
+/// A moment of one boot: `CLOCK_BOOTTIME`, which also counts while the machine is suspended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Moment {
     /// Seconds since boot.

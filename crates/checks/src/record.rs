@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use alerts::{Alert, Severity};
 use process::Program;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -173,6 +174,18 @@ pub(crate) fn append(path: &Path, line: &str) -> io::Result<()> {
 }
 
 fn alert(settings: &Settings, notice: &Notice) -> io::Result<()> {
-    let _ = (settings, notice);
+    let alert = Alert {
+        event: notice.event.clone(),
+        severity: match notice.weight {
+            Weight::Info => Severity::Info,
+            Weight::Warning => Severity::Warning,
+            Weight::Critical => Severity::Critical,
+        },
+        message: notice.text.clone(),
+    };
+    alerts::enqueue(settings, &alert).map_err(io::Error::other)?;
+    if !settings.alerts.channels.is_empty() {
+        alerts::wake();
+    }
     Ok(())
 }

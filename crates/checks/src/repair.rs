@@ -41,7 +41,7 @@ impl Condition {
     /// Sorts a unit's state.
     pub fn of(state: UnitState, process_lives: bool, hung: WhenHung) -> Self {
         match (state, process_lives, hung) {
-            (UnitState::Failed, false, _) | (UnitState::Running, false, _) => Self::Dead,
+            (UnitState::Failed | UnitState::Running, false, _) => Self::Dead,
             (UnitState::Running, true, WhenHung::Restart) => Self::Unwell,
             // A process of a failed unit still holds its files or its port.
             (UnitState::Failed, true, _)

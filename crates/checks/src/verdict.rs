@@ -1,5 +1,6 @@
 //! What a check says, and how it is said to Keepalived, to Nagios and as JSON.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -133,10 +134,12 @@ impl Verdict {
             line.push_str(" |");
         }
         for time in &self.times {
-            line.push_str(&format!(
+            // Writing to a String cannot fail.
+            let _ = write!(
+                line,
                 " '{}'={:.6}s;;{:.3};0;",
                 time.label, time.seconds, time.limit_seconds
-            ));
+            );
         }
         line
     }

@@ -53,8 +53,9 @@ enum CloseError {
 }
 
 fn close_local(settings: &Settings) -> Result<(), CloseError> {
-    // Shorter than the semi-synchronous timeout: a fence that comes later comes too late.
-    let mut session = Session::connect(settings, Target::Local, settings.role.self_fence)?;
+    // A third of the time for asking, the rest for a SIGKILL: a fence that comes later than the
+    // semi-synchronous timeout comes too late.
+    let mut session = Session::connect(settings, Target::Local, settings.role.self_fence / 3)?;
     let waiting = statements::commits_waiting(&mut session)?;
     if waiting > 0 {
         return Err(CloseError::CommitsWaiting(waiting));

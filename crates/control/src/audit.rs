@@ -90,7 +90,7 @@ enum AuditError {
     #[error(transparent)]
     Memory(#[from] observe::MemoryError),
     #[error(transparent)]
-    Promote(#[from] PromoteError),
+    Promote(Box<PromoteError>),
     #[error(transparent)]
     Act(#[from] act::ActError),
     #[error(transparent)]
@@ -101,6 +101,12 @@ enum AuditError {
     Link(#[from] crate::link::LinkError),
     #[error("{0}")]
     Gone(&'static str),
+}
+
+impl From<PromoteError> for AuditError {
+    fn from(error: PromoteError) -> Self {
+        Self::Promote(Box::new(error))
+    }
 }
 
 /// One look and what follows. The steady state needs no lock and no forced command.
@@ -130,13 +136,9 @@ fn tick(settings: &Settings) -> Result<(), AuditError> {
 }
 
 fn locally_writable(settings: &Settings) -> bool {
-    Session::connect(
-        settings,
-        observe::Target::Local,
-        settings.role.answer_timeout,
-    )
-    .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
-    .is_ok_and(|read_only| !read_only)
+    Session::connect(settings, observe::Target::Local, settings.checks.deadline)
+        .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
+        .is_ok_and(|read_only| !read_only)
 }
 
 /// Brings the files that others read up to date, and alerts what needs a person.
@@ -230,26 +232,8 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             );
             Ok(())
         }
-        Decision::FenceAll { peers } => {
-            act::fence_local(settings)?;
-            let fenced = fence_peers(seen, peers);
-            tell::alert(
-                settings,
-                "two-primaries",
-                Severity::Critical,
-                "two primaries at the same epoch: every one is closed. Compare their data, then on the right one: promote --force",
-            );
-            fenced
-        }
-        Decision::FencePeers { peers } => {
-            fence_peers(seen, peers)?;
-            tell::alert(
-                settings,
-                "old-primary-fenced",
-                Severity::Critical,
-                &format!("{} wrote at an older epoch and is closed", peers.join(", ")),
-            );
-            Ok(())
+        Decision::FenceAll { .. } | Decision::FencePeers { .. } => {
+            end_second_primary(settings, seen, decision)
         }
         Decision::KillLocal => {
             act::kill_local(settings)?;
@@ -263,25 +247,41 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         }
         Decision::GiveUpVip(why) => {
             track::set_standby(settings, true)?;
-            tell::alert(
-                settings,
-                "vip-given-up",
-                Severity::Warning,
-                &format!("the VIP is left to the others: {why}"),
-            );
+            let text = format!("the VIP is left to the others: {why}");
+            tell::alert(settings, "vip-given-up", Severity::Warning, &text);
             Ok(())
         }
         Decision::RemoveAddress => {
             act::remove_address(settings)?;
-            tell::alert(
-                settings,
-                "address-removed",
-                Severity::Warning,
-                "the VIP's address was here without a running Keepalived and is removed",
-            );
+            let text = "the VIP's address was here without a running Keepalived and is removed";
+            tell::alert(settings, "address-removed", Severity::Warning, text);
             Ok(())
         }
     }
+}
+
+/// Two nodes are writable: closes the peers, and this node too when nobody can tell who is newer.
+fn end_second_primary(
+    settings: &Settings,
+    seen: &mut Look,
+    decision: &Decision,
+) -> Result<(), AuditError> {
+    let (peers, text) = match decision {
+        Decision::FenceAll { peers } => {
+            act::fence_local(settings)?;
+            let text = "two primaries at the same epoch: every one is closed. Compare their data, \
+                        then on the right one: promote --force";
+            (peers, text.to_owned())
+        }
+        Decision::FencePeers { peers } => (
+            peers,
+            format!("{} wrote at an older epoch and is closed", peers.join(", ")),
+        ),
+        _ => return Ok(()),
+    };
+    let fenced = fence_peers(seen, peers);
+    tell::alert(settings, "two-primaries", Severity::Critical, &text);
+    fenced
 }
 
 /// A node whose own data forbid the promotion does not keep the VIP.

@@ -1,7 +1,9 @@
 //! Looking at every node, as far as the question needs.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use observe::{Memory, MemoryError, Session, observe_local, observe_peer_database, reachable};
 use role::{Contact, Observation, PeerView};
@@ -93,13 +95,23 @@ fn ask_peer(
         return (contact, session, None);
     }
     // Both at once: towards a dead host each waits for its whole timeout.
-    let ((contact, session), told) = thread::scope(|scope| {
-        let database = scope.spawn(|| observe_peer_database(settings, peer));
-        let told = reachable(settings, peer, settings.peer.port).map(|address| {
-            Link::open(settings, peer, address).and_then(|mut link| Ok((link.observe()?, link)))
-        });
-        (database.join().unwrap_or((Contact::Silent, None)), told)
+    let (sender, answer) = mpsc::channel();
+    let (its_settings, its_peer) = (settings.clone(), peer.clone());
+    thread::spawn(move || {
+        // Nobody listens any more when the forced command has told that the database is silent.
+        let _ = sender.send(observe_peer_database(&its_settings, &its_peer));
     });
+    let told = reachable(settings, peer, settings.peer.port).map(|address| {
+        Link::open(settings, peer, address).and_then(|mut link| Ok((link.observe()?, link)))
+    });
+    let patience = match &told {
+        // Its own node says that it does not answer: no need to wait for that over SQL.
+        Some(Ok((node, _))) if node.database.server().is_none() => Duration::from_millis(20),
+        Some(Ok(_) | Err(_)) | None => settings.role.answer_timeout * 2,
+    };
+    let (contact, session) = answer
+        .recv_timeout(patience)
+        .unwrap_or((Contact::HostUp, None));
     match told {
         None => (contact, session, None),
         Some(Ok((node, link))) => (Contact::Node(Box::new(node)), session, Some(link)),

@@ -109,7 +109,7 @@ pub enum PromoteError {
     },
     /// The plan failed.
     #[error(transparent)]
-    Takeover(#[from] TakeoverError),
+    Takeover(#[from] Box<TakeoverError>),
 }
 
 impl PromoteError {
@@ -117,16 +117,18 @@ impl PromoteError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Lock(LockError::Busy { .. }) | Self::Link(LinkError::Busy { .. }) => Exit::Locked,
-            Self::Lock(LockError::Io { .. }) | Self::Memory(_) => Exit::Undone,
             Self::Link(
                 LinkError::Process { .. } | LinkError::Answer { .. } | LinkError::Failed { .. },
-            ) => Exit::Unreachable,
-            Self::Refused(Refusal::CannotFence { .. } | Refusal::Unmet { .. }) => Exit::Unreachable,
-            Self::Refused(_) | Self::Decided { .. } => Exit::Refused,
-            Self::Takeover(TakeoverError::Undone { .. }) => Exit::Undone,
-            Self::Takeover(TakeoverError::NotUndone { .. } | TakeoverError::Forward { .. }) => {
-                Exit::Forward
+            )
+            | Self::Refused(Refusal::CannotFence { .. } | Refusal::Unmet { .. }) => {
+                Exit::Unreachable
             }
+            Self::Refused(_) | Self::Decided { .. } => Exit::Refused,
+            Self::Lock(LockError::Io { .. }) | Self::Memory(_) => Exit::Undone,
+            Self::Takeover(error) => match **error {
+                TakeoverError::Undone { .. } => Exit::Undone,
+                TakeoverError::NotUndone { .. } | TakeoverError::Forward { .. } => Exit::Forward,
+            },
         }
     }
 }
@@ -239,7 +241,7 @@ pub fn carry_out(
         match seen.links.get_mut(&peer.name) {
             Some(link) => link.lock(Duration::from_secs(2))?,
             None if limits.force => {
-                log::warn!("{}: its role lock was not taken (--force)", peer.name)
+                log::warn!("{}: its role lock was not taken (--force)", peer.name);
             }
             None => {
                 return Err(Refusal::CannotFence {
@@ -301,7 +303,7 @@ fn report(outcome: &Result<Promoted, PromoteError>, json: bool) {
             }
         }
         Ok(Promoted::Done(plan, took)) => {
-            answer(&format!("{} is the primary after {took:.2?}", plan.target))
+            answer(&format!("{} is the primary after {took:.2?}", plan.target));
         }
         Err(error) => log::error!("{error}"),
     }

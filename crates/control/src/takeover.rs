@@ -121,7 +121,7 @@ pub fn execute(
     look: &mut Look,
     plan: &Plan,
     accept_stale_epoch: bool,
-) -> Result<Duration, TakeoverError> {
+) -> Result<Duration, Box<TakeoverError>> {
     let start = Instant::now();
     let mut execution = Execution {
         settings,
@@ -132,9 +132,11 @@ pub fn execute(
         stopping: None,
         opened: false,
     };
-    let mut journal = Journal::begin(settings, plan).map_err(|why| TakeoverError::Undone {
-        step: "journal".to_owned(),
-        why: why.into(),
+    let mut journal = Journal::begin(settings, plan).map_err(|why| {
+        Box::new(TakeoverError::Undone {
+            step: "journal".to_owned(),
+            why: why.into(),
+        })
     })?;
     let mut done: Vec<&Step> = Vec::new();
     for step in &plan.steps {
@@ -163,31 +165,24 @@ pub fn execute(
                 if let Err(error) = journal.failed(step, &why) {
                     log::error!("{error}");
                 }
-                let step_text = step.to_string();
+                let step = step.to_string();
                 if execution.opened {
-                    return Err(TakeoverError::Forward {
-                        step: step_text,
-                        why,
-                    });
+                    return Err(Box::new(TakeoverError::Forward { step, why }));
                 }
-                done.push(step);
+                done.push(&plan.steps[done.len()]);
                 let undone = execution.undo(&done);
-                let _ = journal.ended(if undone.is_ok() {
+                let outcome = if undone.is_ok() {
                     "undone"
                 } else {
                     "not undone"
-                });
-                return Err(match undone {
-                    Ok(()) => TakeoverError::Undone {
-                        step: step_text,
-                        why,
-                    },
-                    Err(undo) => TakeoverError::NotUndone {
-                        step: step_text,
-                        why,
-                        undo,
-                    },
-                });
+                };
+                if let Err(error) = journal.ended(outcome) {
+                    log::error!("{error}");
+                }
+                return Err(Box::new(match undone {
+                    Ok(()) => TakeoverError::Undone { step, why },
+                    Err(undo) => TakeoverError::NotUndone { step, why, undo },
+                }));
             }
         }
     }

@@ -27,33 +27,26 @@ pub fn observe_local(settings: &Settings) -> (NodeView, Option<Session>) {
     (view, session)
 }
 
-/// The local database, and the session that asked it.
+/// The local database, and the session that asked it. A healthy one answers over its socket within
+/// milliseconds, so the deadline of the checks is patience enough.
 pub fn local_database(settings: &Settings) -> (Database, Option<Session>) {
-    let asked = Session::connect(settings, Target::Local, settings.role.answer_timeout)
+    let asked = Session::connect(settings, Target::Local, settings.checks.deadline)
         .and_then(|mut session| Ok((observe_server(&mut session, settings)?, session)));
-    match asked {
-        Ok((server, session)) => (Database::Answering(Box::new(server)), Some(session)),
-        Err(error) => {
-            log::debug!("local database: {error}");
-            let state = match unit_state(&settings.database.unit) {
-                UnitState::Starting => Database::Starting,
-                UnitState::Running | UnitState::Stopping if mariadb_process(settings).is_some() => {
-                    Database::Silent
-                }
-                UnitState::Running
-                | UnitState::Stopping
-                | UnitState::Stopped
-                | UnitState::Failed
-                | UnitState::Unknown => {
-                    // A server outside its unit can be open for writes just the same.
-                    if mariadb_process(settings).is_some() {
-                        Database::Silent
-                    } else {
-                        Database::Down
-                    }
-                }
-            };
-            (state, None)
-        }
+    let error = match asked {
+        Ok((server, session)) => return (Database::Answering(Box::new(server)), Some(session)),
+        Err(error) => error,
+    };
+    log::debug!("local database: {error}");
+    if mariadb_process(settings).is_none() {
+        return (Database::Down, None);
     }
+    // A server that listens nowhere starts, or lost its socket: it is no danger, and killing it
+    // again and again would only keep it from starting.
+    let starting = error.refused() || unit_state(&settings.database.unit) == UnitState::Starting;
+    let state = if starting {
+        Database::Starting
+    } else {
+        Database::Silent
+    };
+    (state, None)
 }

@@ -16,7 +16,7 @@ const SEMI_SYNC: &str = "SELECT \
      (SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'RPL_SEMI_SYNC_MASTER_CLIENTS'), \
      (SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE COMMAND = 'Binlog Dump')";
 
-/// ER_NO_SUCH_TABLE and ER_BAD_DB_ERROR: the toolkit's schema is not there yet.
+/// `ER_NO_SUCH_TABLE` and `ER_BAD_DB_ERROR`: the toolkit's schema is not there yet.
 const NO_SCHEMA: [u16; 2] = [1146, 1049];
 
 /// Everything the role logic wants to know of a server.

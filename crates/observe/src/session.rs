@@ -53,6 +53,28 @@ pub enum SqlError {
 }
 
 impl SqlError {
+    /// Whether nothing listens at all: no client can be connected through there either.
+    pub fn refused(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => match source {
+                mysql::Error::IoError(error) => matches!(
+                    error.kind(),
+                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound
+                ),
+                mysql::Error::DriverError(mysql::DriverError::CouldNotConnect(Some((
+                    _,
+                    _,
+                    kind,
+                )))) => matches!(
+                    kind,
+                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound
+                ),
+                _ => false,
+            },
+            Self::Password(_) | Self::Statement { .. } | Self::Answer { .. } => false,
+        }
+    }
+
     /// MariaDB's error number, when the server sent one.
     pub fn server_code(&self) -> Option<u16> {
         match self {

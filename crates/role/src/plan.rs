@@ -39,7 +39,7 @@ pub enum Step {
         /// The peer.
         peer: String,
     },
-    /// The primary stops writing: read_only, a held global read lock, its clients' sessions ended.
+    /// The primary stops writing: `read_only`, a held global read lock, its clients' sessions ended.
     FreezePeer {
         /// The primary.
         peer: String,
@@ -243,24 +243,7 @@ pub fn plan_promotion(
         .database
         .server()
         .ok_or(Refusal::LocalDatabaseDown)?;
-    if me.channels.len() > 1 {
-        return Err(Refusal::ManyChannels {
-            count: me.channels.len(),
-        });
-    }
-    if let Some(channel) = me.channels.first() {
-        if !channel.follows_slave_pos {
-            return Err(Refusal::NotGtid);
-        }
-        if channel.filtered {
-            return Err(Refusal::Filtered);
-        }
-        if channel.sql_errno != 0 && !limits.accept_loss {
-            return Err(Refusal::SqlError {
-                errno: channel.sql_errno,
-            });
-        }
-    }
+    check_channels(me, limits)?;
     let epoch_seen = seen
         .peers
         .iter()
@@ -342,6 +325,29 @@ pub fn plan_promotion(
         steps,
         accepted_loss,
     })
+}
+
+/// Whether this server's replication lets anybody know what is missing.
+fn check_channels(me: &crate::Server, limits: Limits) -> Result<(), Refusal> {
+    if me.channels.len() > 1 {
+        return Err(Refusal::ManyChannels {
+            count: me.channels.len(),
+        });
+    }
+    if let Some(channel) = me.channels.first() {
+        if !channel.follows_slave_pos {
+            return Err(Refusal::NotGtid);
+        }
+        if channel.filtered {
+            return Err(Refusal::Filtered);
+        }
+        if channel.sql_errno != 0 && !limits.accept_loss {
+            return Err(Refusal::SqlError {
+                errno: channel.sql_errno,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The loss policy: what is known to be missing here, and whether that is allowed.

@@ -119,12 +119,12 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Exec { node, command } => {
             let words = words(&command);
             lab.exec(node, &words.iter().map(String::as_str).collect::<Vec<_>>())
-                .map(shown)
+                .map(|output| shown(&output))
         }
         Verb::Client { command } => {
             let words = words(&command);
             lab.client(&words.iter().map(String::as_str).collect::<Vec<_>>())
-                .map(shown)
+                .map(|output| shown(&output))
         }
         Verb::PowerOff { node } => lab.power_off(node).map(nothing),
         Verb::PowerOn { node } => lab.power_on(node).map(nothing),
@@ -147,7 +147,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
     clippy::print_stderr,
     reason = "the standard error of what ran in the node"
 )]
-fn shown(output: process::Output) -> (String, u8) {
+fn shown(output: &process::Output) -> (String, u8) {
     eprint!("{}", String::from_utf8_lossy(&output.stderr));
     let code = output
         .status
