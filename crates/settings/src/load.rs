@@ -131,20 +131,26 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
     let cluster = cluster(&root.section("cluster"), &nodes);
     let database = database(&root.section("database"));
     let role = role(&root.section("role"), &database);
-    let settings = Settings {
+    let web = web(&root.section("web"));
+    let checks = checks(&root.section("checks"));
+    let peer = peer(&root.section("peer"));
+    let alerts = alerts(&root.section("alerts"));
+    let paths = paths(&root.section("paths"));
+    let local = local(root, &nodes, node);
+    root.finish();
+    // Everything was looked at: from here on a missing part has told its problem.
+    Some(Settings {
         cluster: cluster?,
-        local: local(root, &nodes, node)?,
+        local: local?,
         nodes,
         database,
-        web: web(&root.section("web")),
-        checks: checks(&root.section("checks")),
+        web,
+        checks,
         role,
-        peer: peer(&root.section("peer")),
-        alerts: alerts(&root.section("alerts")),
-        paths: paths(&root.section("paths")),
-    };
-    root.finish();
-    Some(settings)
+        peer,
+        alerts,
+        paths,
+    })
 }
 
 fn nodes(root: &Section<'_, '_>) -> Vec<Node> {
@@ -475,4 +481,142 @@ fn paths(section: &Section<'_, '_>) -> Paths {
     };
     section.finish();
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../companion.example.toml");
+    const SHORTEST: &str = "[cluster]\nvip = \"192.168.100.200\"\n\
+        [[node]]\nname = \"node1\"\nprivate = \"192.168.137.11\"\nfront = \"192.168.100.11\"\n\
+        [[node]]\nname = \"node2\"\nprivate = \"192.168.137.12\"\nfront = \"192.168.100.12\"\n";
+
+    fn problems(text: &str) -> String {
+        parse(text, Path::new("companion.toml"), Some("node1"))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn the_shipped_example_states_the_defaults() {
+        let path = Path::new("companion.toml");
+        let example = parse(EXAMPLE, path, Some("node2")).unwrap();
+        let shortest = parse(SHORTEST, path, Some("node2")).unwrap();
+        assert_eq!(format!("{example:?}"), format!("{shortest:?}"));
+        assert_eq!(example.local().name, "node2");
+        assert_eq!(example.peers().count(), 1);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_with_its_line() {
+        let text = format!(
+            "{SHORTEST}[role]\nfreeze_limit_ms = 1\nself_fence_ms = 1000\n[web]\nurl = 7\n[checks]\nrepair = \"no\"\ndeadline = 5\n"
+        );
+        let told = problems(&text);
+        for expected in [
+            "companion.toml:12: role.freeze_limit_ms: 1: expected a number from 500 to 60000",
+            "companion.toml:13: role.self_fence_ms: 1000 ms: must be below",
+            "companion.toml:15: web.url: expected a string, found integer",
+            "companion.toml:17: checks.repair: expected true or false, found string",
+            "companion.toml:18: checks.deadline: unknown key; did you mean `deadline_ms`?",
+        ] {
+            assert!(told.contains(expected), "`{expected}` is not in:\n{told}");
+        }
+        assert_eq!(told.lines().count(), 5, "{told}");
+    }
+
+    #[test]
+    fn each_kind_of_mistake_is_named() {
+        for (text, expected) in [
+            ("", "expected at least one [[node]]"),
+            ("[cluster]\n", "cluster.vip: is missing"),
+            ("[cluster]\nvip = \"x\"\n", "`x`: expected the virtual IP"),
+            (
+                "[cluster]\nwitnesses = [\"udp:1\"]\n",
+                "expected icmp:ADDRESS or tcp:ADDRESS:PORT",
+            ),
+            ("[[node]]\nname = \"a\"\n", "node[1].private: is missing"),
+            (
+                "[database]\nsocket = \"run\"\n",
+                "expected an absolute path",
+            ),
+            (
+                "[database]\ndurability = \"all\"\n",
+                "expected maximum-availability",
+            ),
+            (
+                "[database]\nschema = \"a`b\"\n",
+                "expected letters, digits and _",
+            ),
+            (
+                "[[alerts.channel]]\nname = \"a\"\nkind = \"fax\"\n",
+                "expected telegram, bale or webhook",
+            ),
+            ("cluster = 1\n", "expected a table [cluster]"),
+            ("[role\n", "companion.toml:1:"),
+        ] {
+            let told = problems(text);
+            assert!(
+                told.contains(expected),
+                "{text}: `{expected}` is not in:\n{told}"
+            );
+        }
+        let twice = format!(
+            "{SHORTEST}[[node]]\nname = \"node1\"\nprivate = \"192.168.137.11\"\nfront = \"10.0.0.1\"\n"
+        );
+        let told = problems(&twice);
+        assert!(
+            told.contains("is the name of an earlier node")
+                && told.contains("belongs to an earlier node"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_host_is_told_the_known_names() {
+        let told = parse(SHORTEST, Path::new("companion.toml"), Some("web7"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            told.contains("`web7`") && told.contains("node1, node2") && told.contains("--node"),
+            "{told}"
+        );
+        assert!(parse(SHORTEST, Path::new("x"), Some("node2.example.net")).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_or_that_is_not_text_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("companion.toml");
+        let told = || load(&path, Some("node1")).unwrap_err().to_string();
+        assert!(told().contains("cannot be read"));
+        fs::write(&path, b"[cluster]\nvip = \"\xff\"\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(told().contains("line 2 is not UTF-8"), "{}", told());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(told().contains("chmod 644"));
+    }
+
+    #[test]
+    fn secrets_are_private_and_never_printed() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        fs::write(&path, "hunter2\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(
+            read_secret(&path, None)
+                .unwrap_err()
+                .to_string()
+                .contains("chmod 600")
+        );
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let secret = read_secret(&path, None).unwrap();
+        assert_eq!(secret.reveal(), "hunter2");
+        assert!(!format!("{secret:?}").contains("hunter2"));
+        fs::write(&path, "two\nlines\n").unwrap();
+        assert!(read_secret(&path, None).is_err());
+    }
 }
