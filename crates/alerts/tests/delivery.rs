@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -64,7 +65,7 @@ fn settings(directory: &Path, channels: &[(&str, &str)]) -> Settings {
     );
     for (name, url) in channels {
         text.push_str("[[alerts.channel]]\nkind = \"webhook\"\n");
-        text.push_str(&format!("name = \"{name}\"\nurl = \"{url}\"\n"));
+        writeln!(text, "name = \"{name}\"\nurl = \"{url}\"").unwrap();
     }
     settings::parse(&text, Path::new("test.toml"), Some("a")).unwrap()
 }
@@ -104,7 +105,9 @@ fn equal_alerts_fold_into_one_with_a_count() {
             thread::spawn(move || enqueue(&settings, &alert("again")).unwrap())
         })
         .collect();
-    threads.into_iter().for_each(|t| t.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     assert_eq!(flush(&settings).unwrap().delivered, 1);
     assert!(bodies.recv().unwrap().contains("again (5 times)"));
 }

@@ -158,6 +158,7 @@ fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         Decision::Wait(why) => Some((*why, PATIENCE_SECONDS)),
         Decision::Stay(_)
         | Decision::ClaimEpoch
+        | Decision::ForgetChannel
         | Decision::SemiSync(_)
         | Decision::Promote(_)
         | Decision::SwitchOver { .. }
@@ -198,6 +199,16 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             tell::failover_log(
                 settings,
                 &format!("wrote epoch {epoch}, which an interrupted change had left out"),
+            );
+            Ok(())
+        }
+        Decision::ForgetChannel => {
+            let session = local(seen)?;
+            session.execute("STOP ALL SLAVES")?;
+            session.execute("RESET SLAVE ALL")?;
+            tell::failover_log(
+                settings,
+                "removed the replication channel that an interrupted change had left",
             );
             Ok(())
         }

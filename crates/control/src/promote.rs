@@ -153,7 +153,10 @@ pub fn promote(
     let kind = match decide(&wish, policy) {
         Decision::Promote(_) => PromotionKind::TakeOver,
         Decision::SwitchOver { from } => PromotionKind::SwitchOver { from },
-        Decision::Stay(_) | Decision::ClaimEpoch | Decision::SemiSync(_)
+        Decision::Stay(_)
+        | Decision::ClaimEpoch
+        | Decision::ForgetChannel
+        | Decision::SemiSync(_)
             if wish.local.database.writable() =>
         {
             return Ok(Promoted::Already);
@@ -214,6 +217,7 @@ fn not_now(decision: &Decision) -> PromoteError {
         Decision::Promote(_)
         | Decision::SwitchOver { .. }
         | Decision::ClaimEpoch
+        | Decision::ForgetChannel
         | Decision::SemiSync(_) => ("nothing to do".to_owned(), "nothing was changed"),
     };
     PromoteError::Decided {

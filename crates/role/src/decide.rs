@@ -23,6 +23,9 @@ pub enum Decision {
     Wait(&'static str),
     /// This node, the writable primary, writes the epoch row that an interrupted promotion left out.
     ClaimEpoch,
+    /// This node, the writable primary, removes the replication channel that an interrupted promotion
+    /// left: it would replicate from its own replica.
+    ForgetChannel,
     /// Semi-synchronous replication is switched on or off on the primary.
     SemiSync(bool),
     /// The other nodes are gone or read-only: open here.
@@ -160,6 +163,9 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
         .is_none_or(|epoch| epoch.primary != seen.local.name)
     {
         return Decision::ClaimEpoch;
+    }
+    if !me.channels.is_empty() {
+        return Decision::ForgetChannel;
     }
     let replica_ready = me.semi_sync.clients > 0 || semi_sync_replica_connected(seen, me);
     if me.semi_sync.enabled != replica_ready {

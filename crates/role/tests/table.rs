@@ -189,6 +189,20 @@ fn a_silent_peer_is_a_failover_only_when_it_was_met() {
 }
 
 #[test]
+fn what_an_interrupted_promotion_left_is_finished() {
+    let mut unclaimed = server(true, 5, "there", "0-1-10");
+    unclaimed.channels = vec![channel("0-1-10")];
+    let look = seen(here(true, answering(unclaimed.clone())), Contact::Silent);
+    assert_eq!(decide(&look, CAREFUL), Decision::ClaimEpoch);
+    unclaimed.epoch = Some(Epoch {
+        number: 6,
+        primary: "here".to_owned(),
+    });
+    let look = seen(here(true, answering(unclaimed)), Contact::Silent);
+    assert_eq!(decide(&look, CAREFUL), Decision::ForgetChannel);
+}
+
+#[test]
 fn old_data_are_never_opened() {
     let mut look = seen(here(true, closed("there", "0-2-10")), Contact::Silent);
     look.highest_epoch = 6;
