@@ -270,36 +270,99 @@ impl Lab {
         network::heal()
     }
 
-    /// Makes a node a fresh replica of the other one, from nothing but its data.
+    /// Makes a node a fresh replica of the other one, from a backup; its own data go.
     pub fn rebuild(&self, node: NodeName) -> Result<(), LabError> {
         let source = node.other();
         tell(&format!("rebuilding {node} from {source}"));
-        node::exec(node, &["systemctl", "unmask", "--runtime", "mariadb"])?.success()?;
-        node::exec(node, &["systemctl", "start", "mariadb"])?.success()?;
-        // Everything logical, with the position it belongs to; the lab's data are small.
-        let dump = node::exec(
+        let backup = "/var/lib/lab-backup";
+        // What the source had from other servers; the backup's own position comes on top.
+        let state = self.sql(source, "SELECT @@gtid_binlog_state")?;
+        self.exec(source, &["rm", "-rf", backup])?.success()?;
+        let target = format!("--target-dir={backup}");
+        self.exec(
             source,
-            &[
-                "mariadb-dump",
-                "--all-databases",
-                "--single-transaction",
-                "--gtid",
-                "--master-data=1",
-                "--routines",
-                "--events",
-                "--flush-privileges",
-            ],
+            &["mariadb-backup", "--backup", "--user=root", &target],
         )?
         .success()?;
-        let state = self.sql(source, "SELECT @@gtid_binlog_state")?;
-        let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
+        self.exec(source, &["mariadb-backup", "--prepare", &target])?
+            .success()?;
+        self.exec(node, &["systemctl", "stop", "keepalived", "mariadb"])?
+            .success()?;
+        self.exec(
+            node,
+            &["find", "/var/lib/mysql", "-mindepth", "1", "-delete"],
+        )?
+        .success()?;
+        Program::new("cp")
+            .arg("-a")
+            .arg(source.root().join("var/lib/lab-backup/."))
+            .arg(node.root().join("var/lib/mysql"))
+            .deadline(Duration::from_secs(600))
+            .run()?
+            .success()?;
+        self.exec(source, &["rm", "-rf", backup])?.success()?;
+        self.exec(node, &["chown", "-R", "mysql:mysql", "/var/lib/mysql"])?
+            .success()?;
+        // The restored gtid_slave_pos can be stale, so the position is the backup's own.
+        let info = ["xtrabackup_binlog_info", "mariadb_backup_binlog_info"]
+            .iter()
+            .find_map(|name| fs::read_to_string(node.root().join("var/lib/mysql").join(name)).ok())
+            .ok_or_else(|| LabError::Unfit("the backup names no binlog position".to_owned()))?;
+        let position = info.split_whitespace().nth(2).unwrap_or_default();
+        self.exec(node, &["systemctl", "start", "mariadb"])?
+            .success()?;
         self.sql(
             node,
-            "STOP ALL SLAVES; RESET SLAVE ALL; SET GLOBAL read_only = 1; RESET MASTER; SET GLOBAL gtid_slave_pos = ''; DROP DATABASE IF EXISTS ha_app",
+            &format!(
+                "STOP ALL SLAVES; RESET SLAVE ALL; RESET MASTER; \
+                 SET GLOBAL gtid_binlog_state = '{state}'; SET GLOBAL gtid_slave_pos = '{position}'"
+            ),
         )?;
-        self.sql(node, &format!("SET sql_log_bin = 0;\n{dump}"))?;
-        drop(state);
-        Ok(())
+        // The audit attaches it.
+        self.exec(node, &["systemctl", "start", "keepalived"])?
+            .success()?;
+        self.settled(source, Duration::from_secs(60))
+    }
+
+    /// Ends every fault, powers everything on, and makes `primary` the primary with a standby.
+    pub fn make_whole(&self, primary: NodeName, limit: Duration) -> Result<(), LabError> {
+        self.heal()?;
+        for node in NodeName::ALL {
+            self.power_on(node)?;
+            for command in [
+                &["systemctl", "unmask", "--runtime", "mariadb", "apache2"][..],
+                &["systemctl", "start", "mariadb", "apache2", "keepalived"],
+            ] {
+                self.exec(node, command)?.success()?;
+            }
+        }
+        wait_until("a primary with a standby", limit, || {
+            let roles = self.roles()?;
+            let good = roles.writable.len() == 1
+                && roles.replicating.len() == 1
+                && roles.replicating != roles.writable
+                && roles.vip == roles.writable;
+            Ok(if good {
+                Ok(())
+            } else {
+                Err(format!("{roles:?}"))
+            })
+        })?;
+        let other = primary.other();
+        if self.roles()?.writable != [primary] {
+            // VRRP gives the VIP back only when the other node leaves it.
+            self.settled(other, limit)?;
+            self.past_startup_delay(primary)?;
+            self.exec(other, &["systemctl", "stop", "keepalived"])?
+                .success()?;
+            self.settled(primary, limit)?;
+            self.exec(other, &["systemctl", "start", "keepalived"])?
+                .success()?;
+        }
+        self.settled(primary, limit)?;
+        NodeName::ALL
+            .iter()
+            .try_for_each(|node| self.past_startup_delay(*node))
     }
 
     /// Stops the nodes; their disks stay.

@@ -3,6 +3,7 @@
 //! Used by the cluster tests, by `scripts/lab` and by the demo. It ends only what it started.
 
 mod cluster;
+pub mod demo;
 mod image;
 mod network;
 mod node;

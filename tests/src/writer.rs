@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -106,6 +108,7 @@ pub struct Writer {
     child: Child,
     stdin: Option<ChildStdin>,
     reader: JoinHandle<Vec<Acknowledged>>,
+    count: Arc<AtomicUsize>,
 }
 
 impl Writer {
@@ -128,6 +131,8 @@ impl Writer {
             .map_err(at(lab.program()))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
         let reader = thread::spawn(move || {
             let lines = stdout.map(|out| BufReader::new(out).lines());
             lines
@@ -135,13 +140,22 @@ impl Writer {
                 .flatten()
                 .map_while(Result::ok)
                 .filter_map(|line| serde_json::from_str(&line).ok())
+                .inspect(|_: &Acknowledged| {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                })
                 .collect()
         });
         Ok(Self {
             child,
             stdin,
             reader,
+            count,
         })
+    }
+
+    /// How many rows were acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Stops the client and gives what it saw.

@@ -74,6 +74,8 @@ enum Verb {
     },
     /// Who is what
     Status,
+    /// Show the main job: three faults under a writing client, and a table
+    Demo,
     /// Stop the nodes
     Down,
     /// Remove everything but the image
@@ -133,6 +135,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Rebuild { node } => lab.rebuild(node).map(nothing),
         Verb::Path { node } => Ok((node.root().display().to_string(), 0)),
         Verb::Status => Ok((format!("{:#?}", lab.roles()?), 0)),
+        Verb::Demo => lab::demo::run(&lab).map(|good| (String::new(), u8::from(!good))),
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
