@@ -355,6 +355,13 @@ fn promote_on_the_standby_prints_its_plan_and_then_switches_over() {
     );
     let already = lab.exec(Node1, &[promote]).unwrap();
     assert!(already.text().contains("already"), "{}", already.text());
+    let done = lab.exec(Node2, &[promote]).unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    lab.settled(Node2, LIMIT).unwrap();
 }
 
 #[test]

@@ -169,6 +169,11 @@ impl Link {
         self.done(&Request::Fence {}, self.answer_timeout * 3)
     }
 
+    /// The peer leaves the VIP to the others, or takes part again.
+    pub fn standby(&mut self, on: bool) -> Result<(), LinkError> {
+        self.done(&Request::Standby { on }, Duration::ZERO)
+    }
+
     fn done(&mut self, request: &Request, extra: Duration) -> Result<(), LinkError> {
         match self.ask(request, extra)? {
             Response::Done {} => Ok(()),

@@ -1,6 +1,6 @@
 //! `promote`: makes this node the primary, whoever asks: a person, or the audit.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alerts::Severity;
 use clap::Parser;
@@ -19,6 +19,9 @@ use crate::tell;
 
 /// How long to wait for another change to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
+const VIP_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -256,7 +259,13 @@ pub fn carry_out(
         }
     }
     let took = takeover::execute(settings, seen, &plan, limits.accept_loss)?;
-    takeover::mark_entitled(settings, seen.seen.local.entitled());
+    let entitled = match &plan.kind {
+        PromotionKind::SwitchOver { from } if !seen.seen.local.entitled() => {
+            fetch_vip(settings, seen, from)?
+        }
+        PromotionKind::SwitchOver { .. } | PromotionKind::TakeOver => seen.seen.local.entitled(),
+    };
+    takeover::mark_entitled(settings, entitled);
     let how = match &plan.kind {
         PromotionKind::TakeOver => "took over".to_owned(),
         PromotionKind::SwitchOver { from } => format!("took over from {from} in a switch-over"),
@@ -279,6 +288,27 @@ pub fn carry_out(
         ),
     );
     Ok(Promoted::Done(plan, took))
+}
+
+/// A person's switch-over finds the VIP on the old primary: that node leaves it, by its standby
+/// file, and its audit takes part again once it stands by. The role locks are held until the VIP
+/// is here, or the old primary's audit would switch back.
+fn fetch_vip(settings: &Settings, seen: &mut Look, from: &str) -> Result<bool, PromoteError> {
+    if let Some(link) = seen.links.get_mut(from) {
+        link.standby(true)?;
+    }
+    let start = Instant::now();
+    while !observe::vip_present(settings) {
+        if start.elapsed() > VIP_PATIENCE {
+            log::error!(
+                "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
+            );
+            return Ok(false);
+        }
+        // The interval between two looks at the interface.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(true)
 }
 
 fn report(outcome: &Result<Promoted, PromoteError>, json: bool) {
