@@ -1,69 +1,42 @@
 //! `scripts/demo`: the main job, shown and measured.
 
 use std::io::Write;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use crate::event::{self, Event};
 use crate::writer::now;
 use crate::{Lab, LabError, NodeName, Options, Writer};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// One event of the show.
-struct Event {
-    name: &'static str,
+struct Act {
+    event: Event,
     story: &'static str,
     /// Seconds without a write that are still good, by docs/benchmarks.md.
     bar: f64,
     /// What the original bash scripts gave.
     original: &'static str,
-    strike: fn(&Lab) -> Result<(), LabError>,
 }
 
-const EVENTS: [Event; 3] = [
-    Event {
-        name: "power loss of the active node",
+const ACTS: [Act; 3] = [
+    Act {
+        event: event::POWER_LOSS,
         story: "node1 loses its power; node2 must notice, take the VIP and open its database",
         bar: 3.4,
         original: "3.2 s; never rejoined",
-        strike: |lab| lab.power_off(NodeName::Node1),
     },
-    Event {
-        name: "MariaDB killed, cannot restart",
+    Act {
+        event: event::DATABASE_KILLED,
         story: "the database of node1 is killed and its unit masked",
         bar: 3.2,
         original: "14.9 s",
-        strike: |lab| {
-            lab.exec(
-                NodeName::Node1,
-                &["systemctl", "mask", "--runtime", "mariadb"],
-            )?
-            .success()?;
-            lab.exec(
-                NodeName::Node1,
-                &["systemctl", "kill", "-s", "KILL", "mariadb"],
-            )?
-            .success()?;
-            Ok(())
-        },
     },
-    Event {
-        name: "Apache broken",
+    Act {
+        event: event::APACHE_BROKEN,
         story: "the web server of node1 is killed and cannot restart; its database is well",
         bar: 3.5,
         original: "not measured",
-        strike: |lab| {
-            lab.exec(
-                NodeName::Node1,
-                &["systemctl", "mask", "--runtime", "apache2"],
-            )?
-            .success()?;
-            lab.exec(
-                NodeName::Node1,
-                &["systemctl", "kill", "-s", "KILL", "apache2"],
-            )?
-            .success()?;
-            Ok(())
-        },
     },
 ];
 
@@ -85,9 +58,9 @@ fn say(text: &str) {
 pub fn run(lab: &Lab) -> Result<bool, LabError> {
     lab.up(&Options::default())?;
     let mut rows = Vec::new();
-    for event in &EVENTS {
-        say(&format!("\n== {}: {}", event.name, event.story));
-        rows.push(perform(lab, event)?);
+    for act in &ACTS {
+        say(&format!("\n== {}: {}", act.event.name, act.story));
+        rows.push(perform(lab, act)?);
     }
     say(&format!(
         "\n{:<34} {:>9} {:>6}   {:<24} verdict",
@@ -106,17 +79,14 @@ pub fn run(lab: &Lab) -> Result<bool, LabError> {
     Ok(rows.iter().all(|row| row.good))
 }
 
-fn perform(lab: &Lab, event: &Event) -> Result<Row, LabError> {
+fn perform(lab: &Lab, act: &Act) -> Result<Row, LabError> {
     say("   node1 is made the primary with an attached standby ...");
     lab.make_whole(NodeName::Node1, LIMIT)?;
-    let block = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| t.as_secs());
-    let writer = Writer::start(lab, 1, block * 1_000_000)?;
+    let writer = Writer::start(lab, 1, event::first_row())?;
     watch(lab, &writer, Duration::from_secs(3), |_| false)?;
     let struck = now();
     say("\n   now");
-    (event.strike)(lab)?;
+    (act.event.strike)(lab)?;
     let before = writer.acknowledged();
     watch(lab, &writer, LIMIT, |rows| rows > before + 500)?;
     let report = writer.stop()?;
@@ -124,11 +94,11 @@ fn perform(lab: &Lab, event: &Event) -> Result<Row, LabError> {
     let seconds = report.longest_gap(struck - 0.1);
     let lost = report.lost(lab, NodeName::Node2)?.len();
     Ok(Row {
-        name: event.name,
+        name: act.event.name,
         seconds,
         lost,
-        original: event.original,
-        good: lost == 0 && seconds <= event.bar,
+        original: act.original,
+        good: lost == 0 && seconds <= act.bar,
     })
 }
 

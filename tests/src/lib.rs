@@ -2,8 +2,10 @@
 //!
 //! Used by the cluster tests, by `scripts/lab` and by the demo. It ends only what it started.
 
+pub mod bench;
 mod cluster;
 pub mod demo;
+pub mod event;
 mod image;
 mod network;
 mod node;
@@ -53,6 +55,9 @@ pub enum LabError {
     /// The machine cannot run the lab.
     #[error("{0}")]
     Unfit(String),
+    /// What must never happen did.
+    #[error("{0}")]
+    Unsafe(String),
     /// The node is not running.
     #[error("{0} is not running; scripts/lab power-on {0}")]
     Off(NodeName),

@@ -76,6 +76,8 @@ enum Verb {
     Status,
     /// Show the main job: three faults under a writing client, and a table
     Demo,
+    /// Measure each event many times, and print the table
+    BenchCluster(lab::bench::Cluster),
     /// Stop the nodes
     Down,
     /// Remove everything but the image
@@ -136,6 +138,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Path { node } => Ok((node.root().display().to_string(), 0)),
         Verb::Status => Ok((format!("{:#?}", lab.roles()?), 0)),
         Verb::Demo => lab::demo::run(&lab).map(|good| (String::new(), u8::from(!good))),
+        Verb::BenchCluster(wanted) => lab::bench::cluster(&lab, &wanted).map(|table| (table, 0)),
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),

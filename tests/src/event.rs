@@ -1,0 +1,249 @@
+//! Events that strike the cluster under a writing client, and what the client saw of them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::writer::now;
+use crate::{Lab, LabError, NodeName, Report, Writer, wait_until};
+
+use NodeName::{Node1, Node2};
+
+/// Rows of each run have numbers of their own.
+const BLOCK: u64 = 1_000_000;
+/// Generous: figures are printed, bars are for the benchmark.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Something that happens to node1's cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// For tables.
+    pub name: &'static str,
+    /// Who is the primary afterwards.
+    pub survivor: NodeName,
+    /// Makes it happen. The answer is the moment (as [`now`]) from which on the other node must
+    /// acknowledge nothing more.
+    pub strike: fn(&Lab) -> Result<f64, LabError>,
+}
+
+/// The active node's power is cut.
+pub const POWER_LOSS: Event = Event {
+    name: "power loss of the active",
+    survivor: Node2,
+    strike: |lab| lab.power_off(Node1).map(|()| now()),
+};
+
+/// The database is killed and cannot come back.
+pub const DATABASE_KILLED: Event = Event {
+    name: "mariadbd killed, cannot restart",
+    survivor: Node2,
+    strike: |lab| kill_for_good(lab, "mariadb"),
+};
+
+/// The database is stopped by SIGSTOP and goes on once the other one is open.
+pub const DATABASE_FROZEN: Event = Event {
+    name: "mariadbd frozen, resumed after the failover",
+    survivor: Node2,
+    strike: |lab| {
+        lab.exec(Node1, &["systemctl", "kill", "-s", "STOP", "mariadb"])?
+            .success()?;
+        wait_until("the standby to open", LIMIT, || {
+            let open = lab.sql(Node2, "SELECT @@read_only + 0")?;
+            Ok(if open == "0" { Ok(()) } else { Err(open) })
+        })?;
+        let thawed = now();
+        // A server that was killed meanwhile is gone, and that is as good.
+        lab.exec(Node1, &["systemctl", "kill", "-s", "CONT", "mariadb"])?;
+        Ok(thawed)
+    },
+};
+
+/// The web server is gone for good; the database is well.
+pub const APACHE_BROKEN: Event = Event {
+    name: "Apache broken beyond repair",
+    survivor: Node2,
+    strike: |lab| kill_for_good(lab, "apache2").map(|_| f64::INFINITY),
+};
+
+/// The standby's power is cut.
+pub const STANDBY_POWER_LOSS: Event = Event {
+    name: "power loss of the standby",
+    survivor: Node1,
+    strike: |lab| lab.power_off(Node2).map(|()| now()),
+};
+
+/// Maintenance by hand on the active node.
+pub const KEEPALIVED_STOPPED: Event = Event {
+    name: "systemctl stop keepalived",
+    survivor: Node2,
+    strike: |lab| {
+        lab.exec(Node1, &["systemctl", "stop", "keepalived"])?
+            .success()?;
+        Ok(f64::INFINITY)
+    },
+};
+
+/// The standby received 1,000 rows and applied none of them when the active one is lost.
+pub const THOUSAND_BEHIND: Event = Event {
+    name: "SQL thread stopped, 1,000 rows, power loss",
+    survivor: Node2,
+    strike: |lab| {
+        lab.sql(Node2, "STOP SLAVE SQL_THREAD")?;
+        let newest = || -> Result<u64, LabError> {
+            let text = lab.sql(Node1, "SELECT MAX(n) FROM ha_app.rows")?;
+            Ok(text.parse().unwrap_or(0))
+        };
+        let before = newest()?;
+        wait_until("1,000 rows more", LIMIT, || {
+            let rows = newest()? - before;
+            Ok(if rows > 1000 {
+                Ok(())
+            } else {
+                Err(format!("{rows} rows"))
+            })
+        })?;
+        lab.power_off(Node1)?;
+        Ok(now())
+    },
+};
+
+/// The same with 100,000 transactions, received and not applied.
+pub const HUNDRED_THOUSAND_BEHIND: Event = Event {
+    name: "standby 100,000 rows behind, power loss",
+    survivor: Node2,
+    strike: |lab| {
+        lab.sql(Node2, "STOP SLAVE SQL_THREAD")?;
+        // One transaction a row, from inside the server: a client would take minutes.
+        lab.sql(
+            Node1,
+            "CREATE TABLE IF NOT EXISTS ha_app.bulk (n INT PRIMARY KEY);
+             TRUNCATE ha_app.bulk;
+             SET SESSION innodb_flush_log_at_trx_commit = DEFAULT;
+             DELIMITER //
+             FOR i IN 1..100000 DO INSERT INTO ha_app.bulk VALUES (i); END FOR//",
+        )?;
+        received(lab)?;
+        lab.power_off(Node1)?;
+        Ok(now())
+    },
+};
+
+/// Every event of the table in the order of docs/benchmarks.md.
+pub const TABLE: [Event; 7] = [
+    POWER_LOSS,
+    DATABASE_KILLED,
+    DATABASE_FROZEN,
+    APACHE_BROKEN,
+    STANDBY_POWER_LOSS,
+    KEEPALIVED_STOPPED,
+    THOUSAND_BEHIND,
+];
+
+fn kill_for_good(lab: &Lab, unit: &str) -> Result<f64, LabError> {
+    lab.exec(Node1, &["systemctl", "mask", "--runtime", unit])?
+        .success()?;
+    lab.exec(Node1, &["systemctl", "kill", "-s", "KILL", unit])?
+        .success()?;
+    Ok(now())
+}
+
+/// Waits until the standby has received what the primary had.
+fn received(lab: &Lab) -> Result<(), LabError> {
+    let position = lab.sql(Node1, "SELECT @@gtid_binlog_pos")?;
+    let wanted = sequence(&position);
+    wait_until("the standby to receive everything", LIMIT, || {
+        let status = lab.sql(Node2, "SHOW SLAVE STATUS\\G")?;
+        // Bare values: the only line that looks like a GTID is Gtid_IO_Pos.
+        let got = status
+            .lines()
+            .filter(|line| line.matches('-').count() == 2)
+            .map(sequence)
+            .max()
+            .unwrap_or(0);
+        Ok(if got >= wanted {
+            Ok(())
+        } else {
+            Err(format!("{got} of {wanted}"))
+        })
+    })
+}
+
+/// The highest sequence number in a list of GTIDs; 0 when there is none.
+fn sequence(gtids: &str) -> u64 {
+    gtids
+        .split(',')
+        .filter_map(|gtid| gtid.trim().rsplit('-').next()?.parse().ok())
+        .max()
+        .unwrap_or(0)
+}
+
+/// What one event did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The longest time between two acknowledged writes, in seconds.
+    pub gap: f64,
+    /// How many acknowledged rows the survivor lacks.
+    pub lost: usize,
+    /// Rows acknowledged by the other node after it must not any more.
+    pub late: usize,
+    /// What the client saw.
+    pub report: Report,
+}
+
+/// A number that no other run has, for the first row of a run.
+pub fn first_row() -> u64 {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    seconds * BLOCK
+}
+
+/// Strikes a whole cluster whose client has written for a while, and waits until the survivor is
+/// the one writable node and takes writes. `before` runs just ahead of the event.
+pub fn perform(
+    lab: &Lab,
+    event: &Event,
+    before: impl FnOnce(&Lab) -> Result<(), LabError>,
+) -> Result<Outcome, LabError> {
+    lab.make_whole(Node1, LIMIT)?;
+    let first = first_row();
+    let newest = |node: NodeName| -> Result<u64, LabError> {
+        let text = lab.sql(
+            node,
+            &format!("SELECT COALESCE(MAX(n), 0) FROM ha_app.rows WHERE n >= {first}"),
+        )?;
+        Ok(text.parse().unwrap_or(0))
+    };
+    let writer = Writer::start(lab, 1, first)?;
+    wait_until("the client's rows", LIMIT, || {
+        let rows = newest(Node1)?;
+        Ok(if rows >= first + 100 {
+            Ok(())
+        } else {
+            Err(rows.to_string())
+        })
+    })?;
+    before(lab)?;
+    let struck = now();
+    let closed = (event.strike)(lab)?;
+    let reached = newest(event.survivor)?;
+    wait_until("a write on the survivor", LIMIT, || {
+        let roles = lab.roles()?;
+        if roles.writable.len() > 1 {
+            return Err(LabError::Unsafe(format!("two writable nodes: {roles:?}")));
+        }
+        let row = newest(event.survivor)?;
+        Ok(
+            if roles.writable == [event.survivor] && row > reached + 200 {
+                Ok(())
+            } else {
+                Err(format!("{roles:?}, row {row} after {reached}"))
+            },
+        )
+    })?;
+    let report = writer.stop()?;
+    Ok(Outcome {
+        gap: report.longest_gap(struck - 0.1),
+        lost: report.lost(lab, event.survivor)?.len(),
+        late: report.by_server_after(event.survivor.other().server_id(), closed),
+        report,
+    })
+}
