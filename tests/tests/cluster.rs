@@ -134,6 +134,7 @@ fn the_shipped_files_are_valid() {
             "alert",
             "maintenance",
             "peer",
+            "links",
             "check-apache",
             "check-mariadb",
             "check-master",

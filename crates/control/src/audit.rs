@@ -12,7 +12,7 @@ use settings::Settings;
 use crate::act;
 use crate::cli::{Common, Exit, answer};
 use crate::lock::{LockError, RoleLock};
-use crate::look::{Depth, Look, look};
+use crate::look::{Depth, Look, look, look_unless};
 use crate::promote::{PromoteError, carry_out};
 use crate::{statements, takeover, tell, track};
 
@@ -62,7 +62,7 @@ pub fn main() -> Exit {
     let mut exit = Exit::Done;
     loop {
         let before = hook_sequence(&settings);
-        if let Err(error) = tick(&settings) {
+        if let Err(error) = tick(&settings, || hook_sequence(&settings) != before) {
             log::error!("{error}");
             exit = Exit::Undone;
         }
@@ -110,11 +110,14 @@ impl From<PromoteError> for AuditError {
 }
 
 /// One look and what follows. The steady state needs no lock and no forced command.
-fn tick(settings: &Settings) -> Result<(), AuditError> {
+fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditError> {
     // With the VIP here and the database closed every moment counts: go straight to the whole look.
     let urgent = observe::vip_present(settings) && !locally_writable(settings);
     if !urgent {
-        let mut glance = look(settings, Depth::Databases)?;
+        let Some(mut glance) = look_unless(settings, Depth::Databases, hook_fired)? else {
+            // The loop comes back at once.
+            return Ok(());
+        };
         let decision = decide(&glance.seen, policy(settings));
         if let Decision::Stay(_) | Decision::Wait(_) = decision {
             return settle(settings, &mut glance, &decision);

@@ -1,4 +1,5 @@
-//! What changes roles: notify, audit, promote, maintenance, and the forced command for peers.
+//! What changes roles: notify, audit, promote, maintenance, the forced command for peers,
+//! and the connections kept open to it.
 //!
 //! Every entry point looks, asks `role::decide` or `role::plan_promotion`, and executes.
 
@@ -8,6 +9,7 @@ mod cli;
 mod fault;
 mod journal;
 mod link;
+pub mod links;
 mod lock;
 mod look;
 pub mod maintenance;

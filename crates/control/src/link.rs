@@ -92,6 +92,37 @@ pub enum LinkError {
     },
 }
 
+/// ssh towards a peer's forced command. `links` keeps a connection open at the control path; without
+/// one, each call makes its own.
+pub fn ssh(settings: &Settings, address: IpAddr) -> Program {
+    let ssh = &settings.peer;
+    let mut program = Program::new("ssh").args(["-T", "-F", "none"]);
+    for option in [
+        "BatchMode=yes",
+        "ConnectTimeout=2",
+        "StrictHostKeyChecking=yes",
+        "IdentitiesOnly=yes",
+        "ServerAliveInterval=1",
+        "ServerAliveCountMax=3",
+    ] {
+        program = program.args(["-o", option]);
+    }
+    program
+        .arg("-o")
+        .arg(format!(
+            "ControlPath={}/ssh-%h",
+            settings.paths.run.display()
+        ))
+        .arg("-o")
+        .arg(format!("UserKnownHostsFile={}", ssh.known_hosts.display()))
+        .arg("-i")
+        .arg(&ssh.identity)
+        .arg("-p")
+        .arg(ssh.port.to_string())
+        .args(["-l", &ssh.user])
+        .arg(address.to_string())
+}
+
 /// An open conversation.
 #[derive(Debug)]
 pub struct Link {
@@ -103,33 +134,7 @@ pub struct Link {
 impl Link {
     /// Starts ssh towards an address that answers; the first question tells whether it works.
     pub fn open(settings: &Settings, peer: &Node, address: IpAddr) -> Result<Self, LinkError> {
-        let ssh = &settings.peer;
-        let conversation = Program::new("ssh")
-            .args([
-                "-T",
-                "-F",
-                "none",
-                "-o",
-                "BatchMode=yes",
-                "-o",
-                "ConnectTimeout=2",
-            ])
-            .args([
-                "-o",
-                "StrictHostKeyChecking=yes",
-                "-o",
-                "IdentitiesOnly=yes",
-            ])
-            .args(["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3"])
-            .args(["-o", "ControlPath=/run/keepalived-companion/ssh-%h"])
-            .arg("-o")
-            .arg(format!("UserKnownHostsFile={}", ssh.known_hosts.display()))
-            .arg("-i")
-            .arg(&ssh.identity)
-            .arg("-p")
-            .arg(ssh.port.to_string())
-            .args(["-l", &ssh.user])
-            .arg(address.to_string())
+        let conversation = ssh(settings, address)
             .arg("session")
             .converse()
             .map_err(|source| LinkError::Process {

@@ -26,6 +26,9 @@ pub struct Look {
     pub links: BTreeMap<String, Link>,
 }
 
+/// How often a look asks whether it is interrupted.
+const INTERRUPTION: Duration = Duration::from_millis(20);
+
 /// How much to ask of the peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
@@ -37,26 +40,50 @@ pub enum Depth {
 
 /// Looks at this node and at every peer, the peers all at once.
 pub fn look(settings: &Settings, depth: Depth) -> Result<Look, MemoryError> {
+    let whole = look_unless(settings, depth, || false)?;
+    Ok(whole.unwrap_or_else(|| unreachable!("nothing interrupts this look")))
+}
+
+/// A peer's contact with the open connections to it.
+type Answer = (Contact, Option<Session>, Option<Link>);
+
+/// The same, given up with nothing as soon as `interrupted`: a peer that does not answer must not
+/// hold up a hook.
+pub fn look_unless(
+    settings: &Settings,
+    depth: Depth,
+    interrupted: impl Fn() -> bool,
+) -> Result<Option<Look>, MemoryError> {
     let mut memory = Memory::load(settings)?;
-    let (local_view, answers) = thread::scope(|scope| {
-        let asked: Vec<_> = settings
-            .peers()
-            .map(|peer| (peer, scope.spawn(move || ask_peer(settings, peer, depth))))
-            .collect();
-        let local = observe_local(settings);
-        let answers: Vec<_> = asked
-            .into_iter()
-            .map(|(peer, thread)| (peer, thread.join().unwrap_or((Contact::Silent, None, None))))
-            .collect();
-        (local, answers)
-    });
-    let (local_view, local) = local_view;
+    let (sender, answers) = mpsc::channel();
+    let peers: Vec<&Node> = settings.peers().collect();
+    for (index, peer) in peers.iter().enumerate() {
+        let (sender, settings, peer) = (sender.clone(), settings.clone(), (*peer).clone());
+        thread::spawn(move || {
+            // Nobody listens any more when the look was given up.
+            let _ = sender.send((index, ask_peer(&settings, &peer, depth)));
+        });
+    }
+    drop(sender);
+    let (local_view, local) = observe_local(settings);
+    let mut answered: Vec<Answer> = peers
+        .iter()
+        .map(|_| (Contact::Silent, None, None))
+        .collect();
+    loop {
+        match answers.recv_timeout(INTERRUPTION) {
+            Ok((index, answer)) => answered[index] = answer,
+            Err(mpsc::RecvTimeoutError::Timeout) if interrupted() => return Ok(None),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
     let mut sessions = BTreeMap::new();
     let mut links = BTreeMap::new();
-    let mut peers = Vec::new();
-    for (peer, (contact, session, link)) in answers {
+    let mut views = Vec::new();
+    for (peer, (contact, session, link)) in peers.into_iter().zip(answered) {
         let remembered = memory.boot.peers.get(&peer.name);
-        peers.push(PeerView {
+        views.push(PeerView {
             name: peer.name.clone(),
             met: remembered.is_some()
                 || memory.boot.was_primary
@@ -69,27 +96,23 @@ pub fn look(settings: &Settings, depth: Depth) -> Result<Look, MemoryError> {
     }
     let mut seen = Observation {
         local: local_view,
-        peers,
+        peers: views,
         highest_epoch: memory.highest_epoch,
         witness: witness(settings),
         granted_to: memory.granted_to.clone(),
     };
     memory.learn(settings, &seen)?;
     seen.highest_epoch = memory.highest_epoch;
-    Ok(Look {
+    Ok(Some(Look {
         seen,
         memory,
         local,
         sessions,
         links,
-    })
+    }))
 }
 
-fn ask_peer(
-    settings: &Settings,
-    peer: &Node,
-    depth: Depth,
-) -> (Contact, Option<Session>, Option<Link>) {
+fn ask_peer(settings: &Settings, peer: &Node, depth: Depth) -> Answer {
     if depth == Depth::Databases {
         let (contact, session) = observe_peer_database(settings, peer);
         return (contact, session, None);

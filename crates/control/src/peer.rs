@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use observe::Memory;
 use process::Program;
+use role::Database;
 use settings::Settings;
 
 use crate::cli::{Common, Exit, answer};
@@ -52,7 +53,7 @@ pub fn main() -> Exit {
 
 /// Answers one JSON line with another until the peer hangs up; then the lock goes, too.
 fn converse(settings: &Settings) -> Exit {
-    let mut lock = None;
+    let mut state = Conversation::default();
     let mut input = std::io::stdin().lock();
     let mut output = std::io::stdout().lock();
     loop {
@@ -66,7 +67,7 @@ fn converse(settings: &Settings) -> Exit {
             log::error!("refused: a question that is not in the list");
             return Exit::Refused;
         };
-        let response = respond(settings, &request, &mut lock);
+        let response = respond(settings, &request, &mut state);
         let mut text = serde_json::to_vec(&response).unwrap_or_default();
         text.push(b'\n');
         if output
@@ -79,7 +80,16 @@ fn converse(settings: &Settings) -> Exit {
     }
 }
 
-fn respond(settings: &Settings, request: &Request, lock: &mut Option<RoleLock>) -> Response {
+/// What one conversation remembers.
+#[derive(Debug, Default)]
+struct Conversation {
+    /// Held until the peer hangs up.
+    lock: Option<RoleLock>,
+    /// The database did not answer when it was observed.
+    silent: bool,
+}
+
+fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> Response {
     let done = |outcome: Result<(), String>| match outcome {
         Ok(()) => Response::Done {},
         Err(why) => Response::Failed { why },
@@ -87,18 +97,19 @@ fn respond(settings: &Settings, request: &Request, lock: &mut Option<RoleLock>) 
     match request {
         Request::Observe {} => {
             let (node, _session) = observe::observe_local(settings);
+            state.silent = node.database == Database::Silent;
             Response::Node {
                 node: Box::new(node),
             }
         }
         Request::Lock { patience_ms } => {
-            if lock.is_some() {
+            if state.lock.is_some() {
                 return Response::Done {};
             }
             let patience = Duration::from_millis(*patience_ms).min(LONGEST_PATIENCE);
             match RoleLock::take(settings, patience) {
                 Ok(taken) => {
-                    *lock = Some(taken);
+                    state.lock = Some(taken);
                     Response::Done {}
                 }
                 Err(LockError::Busy { .. }) => Response::Busy {},
@@ -112,7 +123,7 @@ fn respond(settings: &Settings, request: &Request, lock: &mut Option<RoleLock>) 
         | Request::Fence {}
         | Request::Standby { .. }
         | Request::RestartKeepalived {}
-            if lock.is_none() && !matches!(request, Request::Fence {}) =>
+            if state.lock.is_none() && !matches!(request, Request::Fence {}) =>
         {
             Response::Failed {
                 why: "ask for the role lock first".to_owned(),
@@ -132,7 +143,13 @@ fn respond(settings: &Settings, request: &Request, lock: &mut Option<RoleLock>) 
             )
         }
         Request::Fence {} => {
-            let fenced = act::fence_local(settings).map_err(|e| e.to_string());
+            // One silence is enough: while it is asked a second time nobody can write.
+            let fenced = if state.silent {
+                act::kill_local(settings)
+            } else {
+                act::fence_local(settings)
+            }
+            .map_err(|e| e.to_string());
             if fenced.is_ok() {
                 tell::failover_log(settings, "fenced at a peer's word");
             }

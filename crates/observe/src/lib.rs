@@ -12,6 +12,8 @@ pub use memory::{Memory, MemoryError};
 pub use server::{channel_sql_errors, observe_server, read_epoch};
 pub use session::{Session, SqlError, Target};
 
+use std::time::Duration;
+
 use role::{Database, NodeView};
 use settings::Settings;
 
@@ -27,10 +29,14 @@ pub fn observe_local(settings: &Settings) -> (NodeView, Option<Session>) {
     (view, session)
 }
 
-/// The local database, and the session that asked it. A healthy one answers over its socket within
-/// milliseconds, so the deadline of the checks is patience enough.
+/// How long the local database may take for an answer before it counts as silent. A healthy one
+/// answers over its socket within milliseconds. Silence alone kills nothing: only together with a
+/// peer that takes over, and then every wait here is a time in which nobody writes.
+const LOCAL_PATIENCE: Duration = Duration::from_millis(300);
+
+/// The local database, and the session that asked it.
 pub fn local_database(settings: &Settings) -> (Database, Option<Session>) {
-    let asked = Session::connect(settings, Target::Local, settings.checks.deadline)
+    let asked = Session::connect(settings, Target::Local, LOCAL_PATIENCE)
         .and_then(|mut session| Ok((observe_server(&mut session, settings)?, session)));
     let error = match asked {
         Ok((server, session)) => return (Database::Answering(Box::new(server)), Some(session)),

@@ -84,6 +84,13 @@ impl Conversation {
     }
 }
 
+impl Conversation {
+    /// Waits, without a limit, until the program closes its output; what it says is dropped.
+    pub fn wait_for_end(self) {
+        while self.lines.recv().is_ok() {}
+    }
+}
+
 impl Drop for Conversation {
     fn drop(&mut self) {
         self.stdin = None;

@@ -1,0 +1,5 @@
+//! See `control::links`.
+
+fn main() -> control::Exit {
+    control::links::main()
+}
