@@ -116,13 +116,14 @@ pub fn cluster(lab: &Lab, wanted: &Cluster) -> Result<String, LabError> {
             "–".to_owned()
         };
         table.push_str(&line(row, &outcomes, &floor));
-    }
-    if wanted.save {
-        let name = match wanted.profile {
-            Profile::Normal => "cluster",
-            Profile::Fast => "cluster-fast",
-        };
-        save(name, &table)?;
+        // After each event: a long benchmark that is broken off keeps what it has.
+        if wanted.save {
+            let name = match wanted.profile {
+                Profile::Normal => "cluster",
+                Profile::Fast => "cluster-fast",
+            };
+            save(name, &table)?;
+        }
     }
     Ok(table)
 }

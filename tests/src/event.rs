@@ -116,7 +116,6 @@ pub const HUNDRED_THOUSAND_BEHIND: Event = Event {
             Node1,
             "CREATE TABLE IF NOT EXISTS ha_app.bulk (n INT PRIMARY KEY);
              TRUNCATE ha_app.bulk;
-             SET SESSION innodb_flush_log_at_trx_commit = DEFAULT;
              DELIMITER //
              FOR i IN 1..100000 DO INSERT INTO ha_app.bulk VALUES (i); END FOR//",
         )?;

@@ -207,6 +207,7 @@ impl Execution<'_> {
                 self.stop_replication();
                 Ok(())
             }
+            Step::TakeBackGrant => Ok(self.look.memory.grant(self.settings, None)?),
             Step::Open => self.open(),
             Step::ClaimEpoch { epoch } => {
                 let settings = self.settings;
@@ -387,6 +388,7 @@ impl Execution<'_> {
                 Step::FencePeer { .. }
                 | Step::CatchUp { .. }
                 | Step::Drain
+                | Step::TakeBackGrant
                 | Step::Open
                 | Step::ClaimEpoch { .. }
                 | Step::ForgetChannel

@@ -237,6 +237,17 @@ fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decisi
             next: "bring the peer back; only if it is lost for good: promote --force",
         };
     }
+    if seen
+        .peers
+        .iter()
+        .filter_map(PeerView::server)
+        .any(|peer| same_epoch_twice(peer, me))
+    {
+        return Decision::Refuse {
+            why: "two nodes opened at the same epoch and both have data that the other lacks",
+            next: "compare them, then on the node that shall go on: promote --force",
+        };
+    }
     match best_peer(seen, me) {
         None => Decision::Promote("nobody else writes and this node has the newest data"),
         Some((peer, server)) => {
@@ -250,6 +261,16 @@ fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decisi
                 )
             }
         }
+    }
+}
+
+/// Two nodes opened at one epoch while neither saw the other; no rule can say whose data count.
+fn same_epoch_twice(a: &Server, b: &Server) -> bool {
+    match (&a.epoch, &b.epoch) {
+        (Some(first), Some(second)) => {
+            first.number == second.number && first.primary != second.primary
+        }
+        (_, None) | (None, _) => false,
     }
 }
 

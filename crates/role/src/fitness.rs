@@ -71,7 +71,7 @@ pub fn fitness(seen: &Observation) -> Fitness {
             ))
         };
     }
-    if !primary.history().contains(&server.history()) {
+    if !server.errant_against(primary).is_empty() {
         return Fitness::Unfit(format!(
             "this node has transactions that {} never had",
             peer.name

@@ -39,6 +39,17 @@ impl GtidSet {
         )
     }
 
+    /// Without what the server of this id has written.
+    pub fn without_server(&self, server_id: u32) -> Self {
+        Self(
+            self.0
+                .iter()
+                .filter(|((_, server), _)| *server != server_id)
+                .map(|(key, sequence)| (*key, *sequence))
+                .collect(),
+        )
+    }
+
     /// The union: the higher number wins.
     pub fn union(&self, other: &Self) -> Self {
         let mut all = self.0.clone();

@@ -92,6 +92,19 @@ impl Server {
             .fold(self.history(), |all, channel| all.union(&channel.received))
     }
 
+    /// What is here and never was on `primary`; empty on a good standby. The two are not read at the
+    /// same instant, so what a running channel brings from the primary itself may be newer here
+    /// than in what was read there, and does not count.
+    pub fn errant_against(&self, primary: &Self) -> GtidSet {
+        let mine = self.history();
+        let receiving = self.channels.iter().any(|c| c.io == IoThread::Running);
+        primary.history().missing_from(&if receiving {
+            mine.without_server(primary.server_id)
+        } else {
+            mine
+        })
+    }
+
     /// Whether events were received that are not applied yet; the epoch row may be among them.
     pub fn unapplied(&self) -> bool {
         let applied = self.history();

@@ -58,6 +58,9 @@ pub enum Step {
     Drain,
     /// Replication from the old primary ends. Its return is awaited after the opening.
     StopReplication,
+    /// This node's own note that it had given the right to write away is removed, before it opens:
+    /// the audit fences a primary that gave its right away.
+    TakeBackGrant,
     /// `read_only = 0`: the point of no return.
     Open,
     /// The new epoch is written, as the first transaction and the proof that writes work.
@@ -93,6 +96,7 @@ impl Step {
             Self::Grant { .. } => &["peer: grant to this node, written durably"],
             Self::Drain => &["SELECT MASTER_GTID_WAIT(<Gtid_IO_Pos>, <limit>)"],
             Self::StopReplication => &["STOP ALL SLAVES"],
+            Self::TakeBackGrant => &["remove the grant to the peer, durably"],
             Self::Open => &["SET GLOBAL read_only = 0", "SELECT @@read_only"],
             Self::ClaimEpoch { epoch } => {
                 return vec![format!(
@@ -119,6 +123,7 @@ impl fmt::Display for Step {
             Self::Grant { peer } => write!(f, "take the right to write from {peer}"),
             Self::Drain => write!(f, "apply everything received"),
             Self::StopReplication => write!(f, "stop replication"),
+            Self::TakeBackGrant => write!(f, "take back the right to write"),
             Self::Open => write!(f, "open the database for writes"),
             Self::ClaimEpoch { epoch } => write!(f, "write epoch {epoch}"),
             Self::ForgetChannel => write!(f, "forget the old replication channel"),
@@ -262,10 +267,11 @@ pub fn plan_promotion(
                 .and_then(|p| p.server())
                 .filter(|s| s.writable)
                 .ok_or_else(|| Refusal::NotPrimary { peer: from.clone() })?;
-            if !primary.history().contains(&me.history()) {
+            let errant = me.errant_against(primary);
+            if !errant.is_empty() {
                 return Err(Refusal::Diverged {
                     primary: from.clone(),
-                    gtids: primary.history().missing_from(&me.history()).to_string(),
+                    gtids: errant.to_string(),
                 });
             }
             steps.push(Step::FreezePeer { peer: from.clone() });
@@ -310,6 +316,9 @@ pub fn plan_promotion(
     }
     if replicating {
         steps.push(Step::StopReplication);
+    }
+    if seen.granted_to.is_some() {
+        steps.push(Step::TakeBackGrant);
     }
     steps.push(Step::Open);
     steps.push(Step::ClaimEpoch { epoch: next_epoch });

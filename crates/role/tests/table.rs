@@ -400,11 +400,36 @@ fn ordered(steps: &[Step]) {
             | Step::CatchUp { .. }
             | Step::Grant { .. }
             | Step::Drain
-            | Step::StopReplication => assert!(index < open, "{steps:?}"),
+            | Step::StopReplication
+            | Step::TakeBackGrant => assert!(index < open, "{steps:?}"),
             Step::ClaimEpoch { .. } | Step::ForgetChannel | Step::Demote { .. } => {
                 assert!(index > open, "{steps:?}");
             }
             Step::Open => {}
         }
     }
+}
+
+#[test]
+fn a_standby_that_was_read_a_moment_after_its_primary_is_not_diverged() {
+    let mut primary = server(true, 5, "there", "0-2-10");
+    primary.server_id = 2;
+    let mut standby = server(false, 5, "there", "0-2-12");
+    standby.channels = vec![channel("0-2-13")];
+    let look = seen(
+        here(true, answering(standby.clone())),
+        there(false, answering(primary.clone())),
+    );
+    assert!(role::fitness(&look).is_fit());
+    let kind = PromotionKind::SwitchOver {
+        from: "there".to_owned(),
+    };
+    assert!(plan_promotion(&look, kind, LIMITS).is_ok());
+    // Its own writes are another matter, running channel or not.
+    standby.binlog_state = "0-1-11,0-2-12".parse().unwrap();
+    let look = seen(
+        here(false, answering(standby)),
+        there(true, answering(primary)),
+    );
+    assert!(!role::fitness(&look).is_fit());
 }
