@@ -7,6 +7,7 @@ mod cluster;
 pub mod demo;
 pub mod event;
 mod image;
+pub mod messenger;
 mod network;
 mod node;
 mod provision;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use cluster::{Lab, Options, Roles};
 pub use image::Suite;
+pub use messenger::Messenger;
 pub use network::Side;
 pub use node::{NodeName, become_node, wait_until};
 pub use writer::{Report, Writer};

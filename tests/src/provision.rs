@@ -230,6 +230,29 @@ pub fn furnish(
         0o644,
         &format!("127.0.0.1 localhost\n127.0.1.1 {node}\n"),
     )?;
+    adapt_settings(&root, advert_int)?;
+    // Not before the databases are made; afterwards at each boot.
+    write(
+        &root.join("etc/systemd/system/keepalived.service.d/lab.conf"),
+        0o644,
+        "[Unit]\nConditionPathExists=/etc/keepalived/lab-ready\n",
+    )
+}
+
+/// What differs between the shipped settings and the lab's.
+fn adapt_settings(root: &Path, advert_int: &str) -> Result<(), LabError> {
+    let settings = root.join("etc/keepalived/companion.toml");
+    let text = read(&settings)?;
+    // The example ends with its alerts.
+    write(
+        &settings,
+        0o644,
+        &format!(
+            "{text}\nbackoff_s = 1\ntotal_timeout_ms = 2000\n[[alerts.channel]]\nname = \"lab\"\n\
+             kind = \"webhook\"\nurl = \"http://{}/alerts\"\n",
+            crate::messenger::ADDRESS
+        ),
+    )?;
     let conf = root.join("etc/keepalived/keepalived.conf");
     let text = read(&conf)?;
     write(
@@ -239,12 +262,6 @@ pub fn furnish(
             "    advert_int 1\n",
             &format!("    advert_int {advert_int}\n"),
         ),
-    )?;
-    // Not before the databases are made; afterwards at each boot.
-    write(
-        &root.join("etc/systemd/system/keepalived.service.d/lab.conf"),
-        0o644,
-        "[Unit]\nConditionPathExists=/etc/keepalived/lab-ready\n",
     )
 }
 

@@ -10,17 +10,20 @@
     reason = "a test fails by panicking and prints its figures"
 )]
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use lab::event::{self, Event};
 use lab::writer::now;
-use lab::{Lab, NodeName, Options, wait_until};
+use lab::{Lab, Messenger, NodeName, Options, wait_until};
 
 use NodeName::{Node1, Node2};
 
 /// One event at a time on the one lab.
 static LAB: Mutex<()> = Mutex::new(());
+
+/// Receives every alert of the whole run.
+static MESSENGER: OnceLock<Messenger> = OnceLock::new();
 
 /// What the role unit said lately.
 const ROLE_LOG: [&str; 9] = [
@@ -109,6 +112,7 @@ fn quiet_lab() -> (std::sync::MutexGuard<'static, ()>, Lab) {
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
     lab.up(&Options::default()).unwrap();
+    MESSENGER.get_or_init(|| Messenger::start(&lab).unwrap());
     lab.make_whole(Node1, LIMIT).unwrap();
     (one_at_a_time, lab)
 }
@@ -271,6 +275,56 @@ fn a_promotion_killed_at_any_step_ends_well() {
         "before forget-channel",
     ];
     events.iter().for_each(survives);
+}
+
+/// By its name the last test that strikes an event, so it sees the alerts of all before it.
+#[test]
+fn the_alerts_of_the_whole_run_arrive_once_each() {
+    survives(&event::APACHE_BROKEN);
+    let (_one_at_a_time, lab) = quiet_lab();
+    let messenger = MESSENGER.get().unwrap();
+    wait_until("both queues to be empty", LIMIT, || {
+        for node in NodeName::ALL {
+            let alert = "/usr/libexec/keepalived-companion/alert";
+            let queue = lab.exec(node, &[alert, "--queue", "--json"])?.text();
+            if queue.contains("\"pending\":[\"lab\"]") {
+                return Ok(Err(format!("{node}: {queue}")));
+            }
+        }
+        Ok(Ok(()))
+    })
+    .unwrap();
+    let mut received = messenger.received();
+    let total = received.len();
+    println!("{total} alerts arrived");
+    let promoted = received.iter().filter(|a| a.event == "promoted").count();
+    assert!(promoted >= 1, "no promotion among {received:?}");
+    received.sort();
+    received.dedup();
+    assert_eq!(received.len(), total, "an alert arrived twice");
+    // What the nodes wrote down as events is what arrived.
+    let log = lab
+        .exec(
+            Node2,
+            &[
+                "grep",
+                "-c",
+                "and is the primary after",
+                "/var/log/keepalived_failover.log",
+            ],
+        )
+        .unwrap()
+        .text();
+    let arrived: u32 = received
+        .iter()
+        .filter(|a| a.node == "node2" && a.event == "promoted")
+        .map(|a| a.count)
+        .sum();
+    assert_eq!(
+        log.trim(),
+        arrived.to_string(),
+        "promotions of node2 that were told"
+    );
 }
 
 #[test]

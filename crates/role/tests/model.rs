@@ -337,7 +337,8 @@ impl Cluster {
     /// What a primary commits reaches its replica at once, or when it is connected again.
     fn replicate(&mut self, primary: usize) {
         if self.replicates(1 - primary) {
-            self.nodes[1 - primary].log = self.nodes[primary].log.clone();
+            let log = self.nodes[primary].log.clone();
+            self.nodes[1 - primary].log = log;
         }
     }
 
@@ -703,7 +704,7 @@ fn explore(rules: Rules) {
         .join();
     println!("{} states", checker.unique_state_count());
     assert!(checker.is_done());
-    for (name, path) in checker.discoveries() {
+    if let Some((name, path)) = checker.discoveries().into_iter().next() {
         let mut story = String::new();
         for (state, event) in path.into_vec() {
             let decision = match event {

@@ -85,6 +85,8 @@ enum Verb {
     #[command(hide = true)]
     BecomeNode { node: NodeName },
     #[command(hide = true)]
+    Messenger,
+    #[command(hide = true)]
     Writer {
         #[arg(long)]
         writers: u32,
@@ -142,6 +144,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
+        Verb::Messenger => lab::messenger::run().map(nothing),
         Verb::Writer { writers, first } => {
             lab::writer::run(writers, first);
             Ok((String::new(), 0))
