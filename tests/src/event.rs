@@ -114,7 +114,8 @@ pub const HUNDRED_THOUSAND_BEHIND: Event = Event {
         // From inside the server: a client would take minutes.
         lab.sql(
             Node1,
-            "CREATE TABLE IF NOT EXISTS ha_app.bulk (n INT PRIMARY KEY);
+            "USE ha_app;
+             CREATE TABLE IF NOT EXISTS ha_app.bulk (n INT PRIMARY KEY);
              TRUNCATE ha_app.bulk;
              DELIMITER //
              FOR i IN 0..4999 DO INSERT INTO ha_app.bulk SELECT i * 20 + seq FROM seq_1_to_20; END FOR//",

@@ -1,8 +1,7 @@
 //! What the audit, a role change and the operator left for the checks.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use role::Fitness;
 use rustix::fs::{FlockOperation, flock};
@@ -18,8 +17,6 @@ const FITNESS_FILE: &str = "fitness.json";
 const PEERS_FILE: &str = "peers.json";
 /// Held exclusively by whatever changes a role here.
 const ROLE_LOCK: &str = "role.lock";
-/// The operator's flag, in the state directory: it outlives a boot.
-const MAINTENANCE_FILE: &str = "maintenance.json";
 
 #[derive(Debug, Deserialize)]
 struct FitnessFile {
@@ -40,12 +37,6 @@ struct PeerVerdict {
     name: String,
     fit: bool,
     why: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct MaintenanceFile {
-    /// Seconds of the wall clock, as a person gave it.
-    until: f64,
 }
 
 /// The audit's verdict on this node, when it is young enough to be believed.
@@ -95,24 +86,4 @@ pub(crate) fn role_is_changing(settings: &Settings) -> bool {
             false
         }
     }
-}
-
-/// Why the operator's maintenance flag forbids repairs; none when it is not set or has expired.
-/// A flag that cannot be read counts as set: no repair is the careful side.
-pub(crate) fn maintenance(settings: &Settings) -> Option<String> {
-    let path = settings.paths.state.join(MAINTENANCE_FILE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => return Some(format!("{}: {error}", path.display())),
-    };
-    let until = match serde_json::from_str::<MaintenanceFile>(&text) {
-        Ok(file) => file.until,
-        Err(error) => return Some(format!("{}: damaged: {error}", path.display())),
-    };
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs_f64();
-    (now < until).then(|| "maintenance is on".to_owned())
 }

@@ -419,7 +419,7 @@ impl Context {
         let (action, next) = repair::decide(&history, finding.condition, limits, now);
         if matches!(action, Action::Restart { .. }) {
             // The first thing here that reads the disk, and the verdict is known.
-            if let Some(why) = audited::maintenance(&self.settings) {
+            if let Some(why) = observe::maintenance(&self.settings) {
                 log::debug!("no restart: {why}");
                 return false;
             }

@@ -79,6 +79,7 @@ fn hook_sequence(settings: &Settings) -> Option<String> {
 fn policy(settings: &Settings) -> Policy {
     Policy {
         promote_unmet_after_boot: settings.role.promote_unmet_after_boot,
+        maintenance: observe::maintenance(settings).is_some(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `maintenance on --for 30m` and `off`: stops repairs and automatic changes, expires by itself.
 
 use clap::{Parser, Subcommand};
+use observe::maintenance_file;
 use settings::Settings;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use alerts::Severity;
 #[command(
     name = "maintenance",
     version,
-    about = "Stops repairs on this node for a while; fencing stays on",
+    about = "Stops repairs and automatic role changes on this node for a while; fencing stays on",
     after_help = "Examples:\n  maintenance on --for 30m\n  maintenance status\n  maintenance off"
 )]
 struct Arguments {
@@ -82,29 +83,27 @@ pub fn main() -> Exit {
             Exit::Done
         }
         Err(error) => {
-            log::error!("{}: {error}", path(&settings).display());
+            log::error!("{}: {error}", maintenance_file(&settings).display());
             Exit::Undone
         }
     }
 }
 
-fn path(settings: &Settings) -> std::path::PathBuf {
-    settings.paths.state.join("maintenance.json")
-}
-
 fn begin(settings: &Settings, time: Duration) -> std::io::Result<String> {
     let until = jiff::Timestamp::now() + time;
     let text = serde_json::json!({"until": until.as_second()}).to_string();
-    let temporary = path(settings).with_extension("new");
+    let temporary = maintenance_file(settings).with_extension("new");
     std::fs::write(&temporary, text)?;
-    std::fs::rename(&temporary, path(settings))?;
-    let line = format!("maintenance until {until}: no repairs on this node");
+    std::fs::rename(&temporary, maintenance_file(settings))?;
+    let line = format!(
+        "maintenance until {until}: no repairs and no automatic role change on this node; fencing stays on, and promote by hand works"
+    );
     tell::alert(settings, "maintenance", Severity::Warning, &line);
     Ok(line)
 }
 
 fn end(settings: &Settings) -> std::io::Result<String> {
-    match std::fs::remove_file(path(settings)) {
+    match std::fs::remove_file(maintenance_file(settings)) {
         Ok(()) => {
             let line = "maintenance is over";
             tell::alert(settings, "maintenance", Severity::Info, line);
@@ -118,7 +117,7 @@ fn end(settings: &Settings) -> std::io::Result<String> {
 }
 
 fn status(settings: &Settings) -> std::io::Result<String> {
-    match std::fs::read_to_string(path(settings)) {
+    match std::fs::read_to_string(maintenance_file(settings)) {
         Ok(text) => {
             let until = serde_json::from_str::<serde_json::Value>(&text)
                 .ok()

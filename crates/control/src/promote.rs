@@ -148,6 +148,8 @@ pub fn promote(
     let mut seen = look(settings, Depth::Nodes)?;
     let policy = Policy {
         promote_unmet_after_boot: limits.force || settings.role.promote_unmet_after_boot,
+        // A person's word counts more than the person's flag.
+        maintenance: false,
     };
     // A person's wish replaces the VIP: ask the table what an entitled node would do.
     let mut wish = seen.seen.clone();

@@ -83,14 +83,11 @@ pub fn verdicts(settings: &Settings, seen: &Observation) {
         .peers
         .iter()
         .map(|peer| {
-            let (fit, why) = match peer.server() {
-                Some(_) => (true, "its database answers".to_owned()),
-                None => (false, "its database does not answer".to_owned()),
-            };
+            let fitness = role::peer_fitness(seen, peer);
             PeerFitness {
                 name: peer.name.clone(),
-                fit,
-                why,
+                fit: fitness.is_fit(),
+                why: fitness.into_reason(),
             }
         })
         .collect();

@@ -2,12 +2,14 @@
 
 mod contact;
 mod host;
+mod maintenance;
 mod memory;
 mod server;
 mod session;
 
 pub use contact::{observe_peer_database, reachable, witness_answers};
 pub use host::{UnitState, keepalived_running, mariadb_process, unit, unit_state, vip_present};
+pub use maintenance::{maintenance, maintenance_file};
 pub use memory::{Memory, MemoryError};
 pub use server::{channel_sql_errors, observe_server, read_epoch};
 pub use session::{Session, SqlError, Target};

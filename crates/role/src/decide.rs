@@ -11,6 +11,8 @@ use crate::{Contact, Database, Observation, PeerView, Server};
 pub struct Policy {
     /// A node that met nobody since its boot may open when the others are silent.
     pub promote_unmet_after_boot: bool,
+    /// A person works on this node: nothing is changed by itself, only fenced.
+    pub maintenance: bool,
 }
 
 /// What to do, and why in words for a person.
@@ -77,8 +79,44 @@ pub enum Decision {
     },
 }
 
+impl Decision {
+    /// Whether maintenance forbids it: it hands the right to write or the VIP over, or begins to
+    /// replicate. Fencing, and completing what has begun, are never forbidden.
+    fn waits_for_maintenance(&self) -> bool {
+        match self {
+            Self::Promote(_)
+            | Self::SwitchOver { .. }
+            | Self::CatchUp { .. }
+            | Self::Attach { .. }
+            | Self::GiveUpVip(_) => true,
+            Self::Stay(_)
+            | Self::Wait(_)
+            | Self::ClaimEpoch
+            | Self::ForgetChannel
+            | Self::SemiSync(_)
+            | Self::Fence { .. }
+            | Self::FenceAll { .. }
+            | Self::FencePeers { .. }
+            | Self::KillLocal
+            | Self::RemoveAddress
+            | Self::Refuse { .. } => false,
+        }
+    }
+}
+
 /// What this node does, given what it sees. Every combination has an answer.
 pub fn decide(seen: &Observation, policy: Policy) -> Decision {
+    let decision = decide_by_table(seen, policy);
+    if policy.maintenance && decision.waits_for_maintenance() {
+        return Decision::Refuse {
+            why: "maintenance is on, so roles are not changed by themselves",
+            next: "promote here by hand, or: maintenance off",
+        };
+    }
+    decision
+}
+
+fn decide_by_table(seen: &Observation, policy: Policy) -> Decision {
     if seen.local.vip && !seen.local.keepalived {
         return Decision::RemoveAddress;
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Database, IoThread, Observation, PeerView};
+use crate::{Contact, Database, IoThread, NodeView, Observation, PeerView};
 
 /// Whether a node may hold the VIP. A fit standby may have unapplied events and no live
 /// primary: they are drained. Unreceived ones make it stale while the primary is alive.
@@ -16,6 +16,13 @@ pub enum Fitness {
 }
 
 impl Fitness {
+    /// The reason, for a person.
+    pub fn into_reason(self) -> String {
+        match self {
+            Self::Fit(why) | Self::Unfit(why) => why,
+        }
+    }
+
     /// Whether the node may hold the VIP.
     pub fn is_fit(&self) -> bool {
         match self {
@@ -92,4 +99,29 @@ pub fn fitness(seen: &Observation) -> Fitness {
             peer.name
         ))
     }
+}
+
+/// The same question for a peer, as far as its database tells from here.
+pub fn peer_fitness(seen: &Observation, peer: &PeerView) -> Fitness {
+    let Some(server) = peer.server() else {
+        return Fitness::Unfit("its database does not answer".to_owned());
+    };
+    let view = |name: &str, database| NodeView {
+        name: name.to_owned(),
+        vip: false,
+        keepalived: true,
+        database,
+    };
+    fitness(&Observation {
+        local: view(&peer.name, Database::Answering(Box::new(server.clone()))),
+        peers: vec![PeerView {
+            name: seen.local.name.clone(),
+            contact: Contact::Node(Box::new(seen.local.clone())),
+            met: true,
+            last_primary: None,
+        }],
+        highest_epoch: seen.highest_epoch,
+        witness: None,
+        granted_to: None,
+    })
 }

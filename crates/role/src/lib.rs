@@ -10,7 +10,7 @@ mod observation;
 mod plan;
 
 pub use decide::{Decision, Policy, decide};
-pub use fitness::{Fitness, fitness, is_writable_primary};
+pub use fitness::{Fitness, fitness, is_writable_primary, peer_fitness};
 pub use gtid::{GtidError, GtidSet};
 pub use observation::{
     Channel, Contact, Database, Epoch, IoThread, LastPrimary, NodeView, Observation, PeerView,

@@ -25,6 +25,7 @@ const NAMES: [&str; 2] = ["node1", "node2"];
 /// The shipped settings.
 const POLICY: Policy = Policy {
     promote_unmet_after_boot: false,
+    maintenance: false,
 };
 const LIMITS: Limits = Limits {
     loss: 0,

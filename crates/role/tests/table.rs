@@ -13,6 +13,7 @@ use role::{
 
 const CAREFUL: Policy = Policy {
     promote_unmet_after_boot: false,
+    maintenance: false,
 };
 const LIMITS: Limits = Limits {
     loss: 0,
@@ -432,4 +433,38 @@ fn a_standby_that_was_read_a_moment_after_its_primary_is_not_diverged() {
         there(true, answering(primary)),
     );
     assert!(!role::fitness(&look).is_fit());
+}
+
+#[test]
+fn maintenance_stops_changes_and_no_fence() {
+    let quiet = Policy {
+        maintenance: true,
+        ..CAREFUL
+    };
+    let take_over = seen(here(true, closed("there", "0-2-10")), Contact::Silent);
+    assert!(matches!(decide(&take_over, CAREFUL), Decision::Promote(_)));
+    assert!(matches!(decide(&take_over, quiet), Decision::Refuse { .. }));
+    let newer = there(true, answering(server(true, 6, "there", "0-1-10,0-2-11")));
+    let old_primary = seen(here(false, primary_here()), newer);
+    assert!(matches!(
+        decide(&old_primary, quiet),
+        Decision::Fence { .. }
+    ));
+}
+
+#[test]
+fn a_peer_is_judged_as_it_would_judge_itself() {
+    let mut standby = server(false, 5, "here", "0-1-10");
+    let look = |standby: &Server| {
+        seen(
+            here(true, primary_here()),
+            there(false, answering(standby.clone())),
+        )
+    };
+    standby.channels = vec![channel("0-1-10")];
+    let fit = |look: &Observation| role::peer_fitness(look, &look.peers[0]).is_fit();
+    assert!(fit(&look(&standby)));
+    standby.channels[0].sql_errno = 1062;
+    assert!(!fit(&look(&standby)));
+    assert!(!fit(&seen(here(true, primary_here()), Contact::Silent)));
 }
