@@ -1,11 +1,15 @@
 //! `scripts/bench`: each event many times at random moments, beside the floor and the original.
 
+mod checks;
+
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::event::{self, Event, Outcome};
 use crate::provision::repository;
 use crate::{Lab, LabError, NodeName, Options, at, tell};
+
+pub use checks::{Checks, checks};
 
 /// The report that a benchmark renews its part of.
 const REPORT: &str = "docs/benchmarks.md";
@@ -228,7 +232,7 @@ fn machine() -> Result<String, LabError> {
 }
 
 /// Puts a table between its marks in the report.
-pub fn save(name: &str, table: &str) -> Result<(), LabError> {
+fn save(name: &str, table: &str) -> Result<(), LabError> {
     let path = repository().join(REPORT);
     let text = fs::read_to_string(&path).map_err(at(&path))?;
     let (begin, end) = (

@@ -175,6 +175,11 @@ fn sequence(gtids: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// Whether the survivor applied every row of [`HUNDRED_THOUSAND_BEHIND`].
+pub fn bulk_is_whole(lab: &Lab) -> Result<bool, LabError> {
+    Ok(lab.sql(Node2, "SELECT COUNT(*) FROM ha_app.bulk")? == "100000")
+}
+
 /// What one event did.
 #[derive(Debug)]
 pub struct Outcome {

@@ -98,11 +98,31 @@ fn power_loss_of_the_standby_leaves_the_active_alone() {
 #[test]
 fn a_standby_with_a_stopped_sql_thread_drains_first() {
     survives(&event::THOUSAND_BEHIND);
+    assert_drained(&Lab::new(env!("CARGO_BIN_EXE_lab")));
+}
+
+/// The role unit's log says that the last promotion of node2 drained first.
+fn assert_drained(lab: &Lab) {
+    let log = lab.exec(Node2, &ROLE_LOG).unwrap().text();
+    assert!(
+        log.contains("apply everything received: done"),
+        "nothing was drained: {log}"
+    );
 }
 
 #[test]
 fn a_standby_far_behind_drains_first() {
     survives(&event::HUNDRED_THOUSAND_BEHIND);
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    assert!(
+        event::bulk_is_whole(&lab).unwrap(),
+        "opened before everything was applied"
+    );
+    let log = lab.exec(Node2, &ROLE_LOG).unwrap().text();
+    assert!(
+        log.contains("apply everything received: done"),
+        "nothing was drained: {log}"
+    );
 }
 
 /// The shared lab with node1 as the primary, for tests without an event.

@@ -148,8 +148,28 @@ pub fn stable_position(
     }
 }
 
-/// Makes the server a replica of `primary`. Its own binlog must be contained in the primary's.
+/// Lets the server replicate from `primary` again. Its own binlog must be contained in the
+/// primary's. A channel that fits is started and not made anew: RESET SLAVE would delete a relay log
+/// that may hold the only second copy of what clients were told is safe.
 pub fn attach(session: &mut Session, settings: &Settings, primary: &Node) -> Result<(), SqlError> {
+    let server = observe::observe_server(session, settings)?;
+    if let [channel] = server.channels.as_slice()
+        && channel.source == primary.private.to_string()
+        && channel.follows_slave_pos
+        && channel.io_errno == 0
+    {
+        set_semi_sync(session, settings, false)?;
+        return session.execute(if channel.sql_running {
+            "START SLAVE IO_THREAD"
+        } else {
+            "START SLAVE"
+        });
+    }
+    demote(session, settings, primary)
+}
+
+/// Makes the server a new replica of `primary`.
+pub fn demote(session: &mut Session, settings: &Settings, primary: &Node) -> Result<(), SqlError> {
     let replication = &settings.database.replication;
     let password = replication.password()?;
     set_semi_sync(session, settings, false)?;

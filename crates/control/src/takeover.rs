@@ -361,7 +361,7 @@ impl Execution<'_> {
         let settings = self.settings;
         let session = self.session(peer)?;
         session.execute("UNLOCK TABLES")?;
-        statements::attach(session, settings, settings.local())?;
+        statements::demote(session, settings, settings.local())?;
         // It follows now; the note that it gave the right to write away has done its work.
         self.link(peer)?.grant(None)?;
         Ok(())

@@ -354,17 +354,25 @@ fn standby(seen: &Observation, me: &Server) -> Decision {
     if me.semi_sync.enabled {
         return Decision::SemiSync(false);
     }
-    let attached = me
-        .channels
-        .iter()
-        .any(|c| c.io != crate::IoThread::Stopped && c.sql_running);
-    if attached {
-        return Decision::Stay("standby");
-    }
     if me.channels.iter().any(|c| c.sql_errno != 0) {
         return Decision::Refuse {
             why: "replication stopped at an error",
             next: "read Last_SQL_Error in SHOW ALL SLAVES STATUS; rebuild this node if the data differ",
+        };
+    }
+    if let Some(channel) = me
+        .channels
+        .iter()
+        .find(|c| c.io != crate::IoThread::Stopped)
+    {
+        return if channel.sql_running {
+            Decision::Stay("standby")
+        } else {
+            // What it receives is safe in the relay log and is drained before a promotion.
+            Decision::Wait(
+                "the applying thread was stopped by hand: changes are received and not applied; \
+                 go on with START SLAVE SQL_THREAD",
+            )
         };
     }
     if server.history().contains(&me.history()) {

@@ -274,6 +274,10 @@ pub fn plan_promotion(
                     gtids: errant.to_string(),
                 });
             }
+            if me.channels.iter().any(|c| !c.sql_running) {
+                // Not under the freeze: it may take long.
+                steps.push(Step::Drain);
+            }
             steps.push(Step::FreezePeer { peer: from.clone() });
             steps.push(Step::CatchUp { peer: from.clone() });
             steps.push(Step::Grant { peer: from.clone() });

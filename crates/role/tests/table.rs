@@ -468,3 +468,23 @@ fn a_peer_is_judged_as_it_would_judge_itself() {
     assert!(!fit(&look(&standby)));
     assert!(!fit(&seen(here(true, primary_here()), Contact::Silent)));
 }
+
+#[test]
+fn a_stopped_applying_thread_is_left_alone_and_drained_before_a_switch_over() {
+    let primary = answering(server(true, 5, "there", "0-2-10"));
+    let mut standby = server(false, 5, "there", "0-2-8");
+    standby.channels = vec![channel("0-2-10")];
+    standby.channels[0].sql_running = false;
+    let look = seen(
+        here(false, answering(standby.clone())),
+        there(true, primary.clone()),
+    );
+    assert!(matches!(decide(&look, CAREFUL), Decision::Wait(_)));
+    let look = seen(here(true, answering(standby)), there(false, primary));
+    let kind = PromotionKind::SwitchOver {
+        from: "there".to_owned(),
+    };
+    let steps = plan_promotion(&look, kind, LIMITS).unwrap().steps;
+    assert_eq!(steps[0], Step::Drain);
+    assert!(matches!(steps[1], Step::FreezePeer { .. }));
+}

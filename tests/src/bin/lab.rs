@@ -78,6 +78,8 @@ enum Verb {
     Demo,
     /// Measure each event many times, and print the table
     BenchCluster(lab::bench::Cluster),
+    /// Measure what the checks cost, and print the table
+    BenchChecks(lab::bench::Checks),
     /// Stop the nodes
     Down,
     /// Remove everything but the image
@@ -141,6 +143,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Status => Ok((format!("{:#?}", lab.roles()?), 0)),
         Verb::Demo => lab::demo::run(&lab).map(|good| (String::new(), u8::from(!good))),
         Verb::BenchCluster(wanted) => lab::bench::cluster(&lab, &wanted).map(|table| (table, 0)),
+        Verb::BenchChecks(wanted) => lab::bench::checks(&lab, &wanted).map(|table| (table, 0)),
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
