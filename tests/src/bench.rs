@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::event::{self, Event, Outcome};
 use crate::provision::repository;
-use crate::{Lab, LabError, NodeName, Options, at, tell};
+use crate::{Lab, LabError, NodeName, Options, Suite, at, tell};
 
 pub use checks::{Checks, checks};
 
@@ -68,6 +68,9 @@ pub struct Cluster {
     /// Keepalived's pace
     #[arg(long, value_enum, default_value = "normal")]
     profile: Profile,
+    /// Debian release of the nodes
+    #[arg(long, value_enum, default_value = "bookworm")]
+    suite: Suite,
     /// Only events whose name contains this
     #[arg(long)]
     only: Option<String>,
@@ -84,7 +87,7 @@ pub fn cluster(lab: &Lab, wanted: &Cluster) -> Result<String, LabError> {
     };
     lab.up(&Options {
         advert_int: advert_int.to_owned(),
-        ..Options::default()
+        suite: wanted.suite,
     })?;
     let mut table = format!(
         "advert_int {advert_int}, {} runs each at random moments, {}:\n\n\

@@ -126,6 +126,32 @@ pub const HUNDRED_THOUSAND_BEHIND: Event = Event {
     },
 };
 
+/// Replication was cut off long enough for commits with one copy only, then the database dies on a
+/// host that still answers over the other network.
+pub const UNSENT_TAIL: Event = Event {
+    name: "replication cut, then mariadbd killed",
+    survivor: Node2,
+    strike: |lab| {
+        lab.partition(Node2, crate::Side::Private)?;
+        wait_until("commits with one copy", LIMIT, || {
+            let rows: u64 = lab
+                .sql(Node1, "SELECT COUNT(*) FROM ha_app.rows")?
+                .parse()
+                .unwrap_or(0);
+            let copied: u64 = lab
+                .sql(Node2, "SELECT COUNT(*) FROM ha_app.rows")?
+                .parse()
+                .unwrap_or(0);
+            Ok(if rows > copied + 300 {
+                Ok(())
+            } else {
+                Err(format!("{rows} rows, {copied} copied"))
+            })
+        })?;
+        kill_for_good(lab, "mariadb")
+    },
+};
+
 /// Every event of the table in the order of docs/benchmarks.md.
 pub const TABLE: [Event; 7] = [
     POWER_LOSS,

@@ -91,6 +91,17 @@ fn keepalived_stopped_for_maintenance_is_a_switch_over() {
 }
 
 #[test]
+fn replication_cut_then_the_end_of_the_binlog_is_harvested() {
+    survives(&event::UNSENT_TAIL);
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    let log = lab.exec(Node2, &ROLE_LOG).unwrap().text();
+    assert!(
+        log.contains("harvest the end of node1's binlog: done"),
+        "nothing was harvested: {log}"
+    );
+}
+
+#[test]
 fn power_loss_of_the_standby_leaves_the_active_alone() {
     survives(&event::STANDBY_POWER_LOSS);
 }
@@ -199,6 +210,10 @@ fn the_key_between_the_nodes_opens_no_shell() {
         "session x",
         "sh",
         "peer --help",
+        "binlog-tail",
+        "binlog-tail 0-1-1; id",
+        "binlog-tail --help",
+        "binlog-tail /etc/shadow",
         "",
         "/usr/libexec/keepalived-companion/promote",
     ] {

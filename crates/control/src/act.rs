@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use observe::{Session, SqlError, Target, mariadb_process};
+use observe::{Session, SqlError, Target, UnitState, mariadb_process, unit_state};
 use process::{ProcessError, Program};
 use settings::Settings;
 
@@ -36,6 +36,8 @@ pub enum ActError {
 pub fn fence_local(settings: &Settings) -> Result<(), ActError> {
     match close_local(settings) {
         Ok(()) => Ok(()),
+        // It boots read-only, and a crash recovery that is killed begins anew.
+        Err(_) if unit_state(&settings.database.unit) == UnitState::Starting => Ok(()),
         Err(why) => {
             log::warn!("fencing by SIGKILL: {why}");
             kill_local(settings)

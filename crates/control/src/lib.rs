@@ -7,6 +7,7 @@ mod act;
 pub mod audit;
 mod cli;
 mod fault;
+mod harvest;
 mod journal;
 mod link;
 pub mod links;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use clap::Parser;
 use observe::Memory;
 use process::Program;
-use role::Database;
+use role::{Database, GtidSet};
 use settings::Settings;
 
 use crate::cli::{Common, Exit, answer};
 use crate::link::{Request, Response};
 use crate::lock::{LockError, RoleLock};
-use crate::{act, tell, track};
+use crate::{act, harvest, tell, track};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
@@ -25,7 +25,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
     version,
     about = "The forced command of the toolkit's ssh key: answers a peer's questions line by line",
     after_help = "Put it into authorized_keys:\n  restrict,from=\"ADDRESSES\",command=\"/usr/libexec/keepalived-companion/peer\" ssh-ed25519 …\n\n\
-                  The only command it accepts is `session`; everything else is refused with exit 3."
+                  The only commands it accepts are `session` and `binlog-tail GTIDS`; everything else is refused with exit 3."
 )]
 struct Arguments {
     #[command(flatten)]
@@ -44,11 +44,28 @@ pub fn main() -> Exit {
         return Exit::Done;
     }
     let asked = std::env::var_os("SSH_ORIGINAL_COMMAND").unwrap_or_default();
-    if asked != "session" {
-        log::error!("refused: {asked:?}; the only command is `session`");
-        return Exit::Refused;
+    if asked == "session" {
+        return converse(&settings);
     }
-    converse(&settings)
+    let position = asked
+        .to_str()
+        .and_then(|text| text.strip_prefix(harvest::COMMAND)?.strip_prefix(' '))
+        .and_then(|text| text.parse::<GtidSet>().ok())
+        .filter(|position| !position.is_empty());
+    let Some(after) = position else {
+        log::error!(
+            "refused: {asked:?}; the only commands are `session` and `{} GTIDS`",
+            harvest::COMMAND
+        );
+        return Exit::Refused;
+    };
+    match harvest::print_tail(&settings, &after) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            log::error!("{error}");
+            Exit::Undone
+        }
+    }
 }
 
 /// Answers one JSON line with another until the peer hangs up; then the lock goes, too.

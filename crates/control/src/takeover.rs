@@ -9,6 +9,7 @@ use role::{Contact, GtidSet, Plan, Step};
 use settings::{Node, Settings};
 
 use crate::act::ActError;
+use crate::harvest;
 use crate::journal::{Journal, JournalError};
 use crate::link::LinkError;
 use crate::look::Look;
@@ -32,6 +33,9 @@ pub enum StepError {
     /// An effect on this node failed.
     #[error(transparent)]
     Act(#[from] ActError),
+    /// The end of the old primary's binlog cannot be had, and it did not wait for its replica.
+    #[error("{0}; acknowledged writes may be in it: repair, or promote --accept-loss")]
+    Harvest(#[from] harvest::HarvestError),
     /// The memory cannot be written.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -106,7 +110,7 @@ pub enum TakeoverError {
 struct Execution<'a> {
     settings: &'a Settings,
     look: &'a mut Look,
-    accept_stale_epoch: bool,
+    accept_loss: bool,
     /// The frozen primary's position and whole history.
     frozen: Option<(GtidSet, GtidSet)>,
     freeze_began: Option<Instant>,
@@ -120,13 +124,13 @@ pub fn execute(
     settings: &Settings,
     look: &mut Look,
     plan: &Plan,
-    accept_stale_epoch: bool,
+    accept_loss: bool,
 ) -> Result<Duration, Box<TakeoverError>> {
     let start = Instant::now();
     let mut execution = Execution {
         settings,
         look,
-        accept_stale_epoch,
+        accept_loss,
         frozen: None,
         freeze_began: None,
         stopping: None,
@@ -203,6 +207,7 @@ impl Execution<'_> {
                 Ok(self.link(peer)?.grant(Some(&me))?)
             }
             Step::Drain => self.drain(),
+            Step::Harvest { peer } => self.harvest(peer),
             Step::StopReplication => {
                 self.stop_replication();
                 Ok(())
@@ -309,6 +314,37 @@ impl Execution<'_> {
         Ok(())
     }
 
+    /// Not to get the tail is a loss only when clients may have been told that it is safe.
+    fn harvest(&mut self, peer: &str) -> Result<(), StepError> {
+        let settings = self.settings;
+        let statement = "SELECT @@gtid_current_pos";
+        let after: String = self.local()?.row(statement)?;
+        let after = after.parse::<GtidSet>().map_err(|_| SqlError::Answer {
+            statement: statement.to_owned(),
+            answer: after,
+            expected: "a list of GTIDs",
+        })?;
+        let Some(node) = node(settings, peer) else {
+            return Ok(());
+        };
+        let Err(error) = harvest::harvest(settings, node, &after) else {
+            return Ok(());
+        };
+        let waited_for_us = self
+            .look
+            .seen
+            .peers
+            .iter()
+            .filter(|view| view.name == peer)
+            .filter_map(|view| view.last_primary.as_ref())
+            .any(|last| last.semi_sync);
+        if waited_for_us || self.accept_loss {
+            log::warn!("the end of {peer}'s binlog is left there: {error}");
+            return Ok(());
+        }
+        Err(error.into())
+    }
+
     fn stop_replication(&mut self) {
         let settings = self.settings.clone();
         let host_gone = self
@@ -336,7 +372,7 @@ impl Execution<'_> {
     fn open(&mut self) -> Result<(), StepError> {
         let settings = self.settings;
         let seen = self.look.seen.highest_epoch;
-        let accept = self.accept_stale_epoch;
+        let accept = self.accept_loss;
         let session = self.local()?;
         let mine = observe::read_epoch(session, settings)?.map_or(0, |epoch| epoch.number);
         if mine < seen && !accept {
@@ -388,6 +424,7 @@ impl Execution<'_> {
                 Step::FencePeer { .. }
                 | Step::CatchUp { .. }
                 | Step::Drain
+                | Step::Harvest { .. }
                 | Step::TakeBackGrant
                 | Step::Open
                 | Step::ClaimEpoch { .. }

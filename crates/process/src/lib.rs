@@ -3,8 +3,11 @@
 mod conversation;
 
 use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +26,8 @@ pub struct Program {
     argv: Vec<OsString>,
     deadline: Duration,
     stdin: Vec<u8>,
+    stdin_file: Option<PathBuf>,
+    stdout_file: Option<PathBuf>,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -33,6 +38,8 @@ impl Program {
             argv: vec![program.as_ref().to_owned()],
             deadline: Duration::from_secs(10),
             stdin: Vec::new(),
+            stdin_file: None,
+            stdout_file: None,
             environment: Vec::new(),
         }
     }
@@ -73,6 +80,18 @@ impl Program {
         self
     }
 
+    /// A file for standard input.
+    pub fn stdin_from(mut self, path: impl Into<PathBuf>) -> Self {
+        self.stdin_file = Some(path.into());
+        self
+    }
+
+    /// A file for standard output, made anew and readable by its owner only, without a cap.
+    pub fn stdout_to(mut self, path: impl Into<PathBuf>) -> Self {
+        self.stdout_file = Some(path.into());
+        self
+    }
+
     /// The command line as a person would read it.
     pub fn command_line(&self) -> String {
         let words: Vec<_> = self.argv.iter().map(|a| a.to_string_lossy()).collect();
@@ -88,12 +107,8 @@ impl Program {
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
             // Keepalived's and systemd's notification sockets are not for our children.
             .env_remove("NOTIFY_SOCKET")
-            .stdin(if self.stdin.is_empty() {
-                Stdio::null()
-            } else {
-                Stdio::piped()
-            })
-            .stdout(Stdio::piped())
+            .stdin(self.standard_input()?)
+            .stdout(self.standard_output()?)
             .stderr(Stdio::piped())
             .process_group(0);
         let mut child = command.spawn().map_err(|source| ProcessError::Spawn {
@@ -117,6 +132,36 @@ impl Program {
             stdout: stdout.join().unwrap_or_default(),
             stderr: stderr.join().unwrap_or_default(),
         })
+    }
+
+    fn standard_input(&self) -> Result<Stdio, ProcessError> {
+        match &self.stdin_file {
+            Some(path) => File::open(path)
+                .map(Stdio::from)
+                .map_err(|source| ProcessError::File {
+                    path: path.clone(),
+                    source,
+                }),
+            None if self.stdin.is_empty() => Ok(Stdio::null()),
+            None => Ok(Stdio::piped()),
+        }
+    }
+
+    fn standard_output(&self) -> Result<Stdio, ProcessError> {
+        let Some(path) = &self.stdout_file else {
+            return Ok(Stdio::piped());
+        };
+        OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .map(Stdio::from)
+            .map_err(|source| ProcessError::File {
+                path: path.clone(),
+                source,
+            })
     }
 
     fn wait(&self, child: &mut Child, start: Instant) -> Result<ExitStatus, ProcessError> {
@@ -200,6 +245,14 @@ impl Output {
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
+    /// The file for its input or output.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
     /// It could not be started.
     #[error("cannot run `{command}`: {source}")]
     Spawn {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Contact, Observation};
+use crate::{Contact, Database, Observation};
 
 /// Why a node opens, which decides the steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,11 @@ pub enum Step {
     },
     /// Everything received is applied here.
     Drain,
+    /// What the dead primary's binlog has and never sent is fetched from its host and applied.
+    Harvest {
+        /// The old primary.
+        peer: String,
+    },
     /// Replication from the old primary ends. Its return is awaited after the opening.
     StopReplication,
     /// This node's own note that it had given the right to write away is removed, before it opens:
@@ -95,6 +100,10 @@ impl Step {
             Self::CatchUp { .. } => &["SELECT MASTER_GTID_WAIT(<the peer's position>, <limit>)"],
             Self::Grant { .. } => &["peer: grant to this node, written durably"],
             Self::Drain => &["SELECT MASTER_GTID_WAIT(<Gtid_IO_Pos>, <limit>)"],
+            Self::Harvest { .. } => &[
+                "peer: mariadb-binlog --start-position=<@@gtid_current_pos>",
+                "here: mariadb < its output",
+            ],
             Self::StopReplication => &["STOP ALL SLAVES"],
             Self::TakeBackGrant => &["remove the grant to the peer, durably"],
             Self::Open => &["SET GLOBAL read_only = 0", "SELECT @@read_only"],
@@ -122,6 +131,7 @@ impl fmt::Display for Step {
             Self::CatchUp { peer } => write!(f, "catch up with {peer}"),
             Self::Grant { peer } => write!(f, "take the right to write from {peer}"),
             Self::Drain => write!(f, "apply everything received"),
+            Self::Harvest { peer } => write!(f, "harvest the end of {peer}'s binlog"),
             Self::StopReplication => write!(f, "stop replication"),
             Self::TakeBackGrant => write!(f, "take back the right to write"),
             Self::Open => write!(f, "open the database for writes"),
@@ -256,68 +266,10 @@ pub fn plan_promotion(
         .fold(seen.highest_epoch, u64::max);
     let next_epoch = epoch_seen.max(me.epoch_number()) + 1;
     let replicating = !me.channels.is_empty();
-    let mut steps = Vec::new();
-    let mut accepted_loss = 0;
-    match &kind {
-        PromotionKind::SwitchOver { from } => {
-            let primary = seen
-                .peers
-                .iter()
-                .find(|p| p.name == *from)
-                .and_then(|p| p.server())
-                .filter(|s| s.writable)
-                .ok_or_else(|| Refusal::NotPrimary { peer: from.clone() })?;
-            let errant = me.errant_against(primary);
-            if !errant.is_empty() {
-                return Err(Refusal::Diverged {
-                    primary: from.clone(),
-                    gtids: errant.to_string(),
-                });
-            }
-            if me.channels.iter().any(|c| !c.sql_running) {
-                // Not under the freeze: it may take long.
-                steps.push(Step::Drain);
-            }
-            steps.push(Step::FreezePeer { peer: from.clone() });
-            steps.push(Step::CatchUp { peer: from.clone() });
-            steps.push(Step::Grant { peer: from.clone() });
-        }
-        PromotionKind::TakeOver => {
-            // An epoch that is received and not yet applied is looked at again after the drain.
-            if epoch_seen > me.epoch_number() && !me.unapplied() && !limits.accept_loss {
-                return Err(Refusal::StaleEpoch {
-                    mine: me.epoch_number(),
-                    seen: epoch_seen,
-                });
-            }
-            accepted_loss = take_over_checks(seen, me, limits)?;
-            for peer in &seen.peers {
-                match &peer.contact {
-                    Contact::Silent => {}
-                    Contact::HostUp if limits.force => {}
-                    Contact::HostUp => {
-                        return Err(Refusal::CannotFence {
-                            peer: peer.name.clone(),
-                        });
-                    }
-                    Contact::Database(_) | Contact::Node(_) => steps.push(Step::FencePeer {
-                        peer: peer.name.clone(),
-                    }),
-                }
-            }
-            if let Some(channel) = me.channels.first()
-                && me.unapplied()
-            {
-                if !channel.sql_running
-                    && channel.io == crate::IoThread::Stopped
-                    && !limits.accept_loss
-                {
-                    return Err(Refusal::BothThreadsStopped);
-                }
-                steps.push(Step::Drain);
-            }
-        }
-    }
+    let (mut steps, accepted_loss) = match &kind {
+        PromotionKind::SwitchOver { from } => (switch_over(seen, me, from)?, 0),
+        PromotionKind::TakeOver => take_over(seen, me, limits, epoch_seen)?,
+    };
     if replicating {
         steps.push(Step::StopReplication);
     }
@@ -338,6 +290,89 @@ pub fn plan_promotion(
         steps,
         accepted_loss,
     })
+}
+
+/// The steps before the opening while the named primary is alive.
+fn switch_over(seen: &Observation, me: &crate::Server, from: &str) -> Result<Vec<Step>, Refusal> {
+    let mut steps = Vec::new();
+    let primary = seen
+        .peers
+        .iter()
+        .find(|p| p.name == from)
+        .and_then(|p| p.server())
+        .filter(|s| s.writable)
+        .ok_or_else(|| Refusal::NotPrimary {
+            peer: from.to_owned(),
+        })?;
+    let errant = me.errant_against(primary);
+    if !errant.is_empty() {
+        return Err(Refusal::Diverged {
+            primary: from.to_owned(),
+            gtids: errant.to_string(),
+        });
+    }
+    if me.channels.iter().any(|c| !c.sql_running) {
+        // Not under the freeze: it may take long.
+        steps.push(Step::Drain);
+    }
+    steps.push(Step::FreezePeer {
+        peer: from.to_owned(),
+    });
+    steps.push(Step::CatchUp {
+        peer: from.to_owned(),
+    });
+    steps.push(Step::Grant {
+        peer: from.to_owned(),
+    });
+    Ok(steps)
+}
+
+/// The steps before the opening while nobody writes, and what is known to be lost.
+fn take_over(
+    seen: &Observation,
+    me: &crate::Server,
+    limits: Limits,
+    epoch_seen: u64,
+) -> Result<(Vec<Step>, u64), Refusal> {
+    let mut steps = Vec::new();
+    // An epoch that is received and not yet applied is looked at again after the drain.
+    if epoch_seen > me.epoch_number() && !me.unapplied() && !limits.accept_loss {
+        return Err(Refusal::StaleEpoch {
+            mine: me.epoch_number(),
+            seen: epoch_seen,
+        });
+    }
+    let accepted_loss = take_over_checks(seen, me, limits)?;
+    for peer in &seen.peers {
+        match &peer.contact {
+            Contact::Silent => {}
+            Contact::HostUp if limits.force => {}
+            Contact::HostUp => {
+                return Err(Refusal::CannotFence {
+                    peer: peer.name.clone(),
+                });
+            }
+            Contact::Database(_) | Contact::Node(_) => steps.push(Step::FencePeer {
+                peer: peer.name.clone(),
+            }),
+        }
+    }
+    if let Some(channel) = me.channels.first()
+        && me.unapplied()
+    {
+        if !channel.sql_running && channel.io == crate::IoThread::Stopped && !limits.accept_loss {
+            return Err(Refusal::BothThreadsStopped);
+        }
+        steps.push(Step::Drain);
+    }
+    for peer in &seen.peers {
+        if harvestable(&peer.contact) {
+            steps.push(Step::Harvest {
+                peer: peer.name.clone(),
+            });
+        }
+    }
+    Ok((steps, accepted_loss))
 }
 
 /// Whether this server's replication lets anybody know what is missing.
@@ -363,6 +398,14 @@ fn check_channels(me: &crate::Server, limits: Limits) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether the database is dead, or will be, on a host that answers.
+fn harvestable(contact: &Contact) -> bool {
+    match contact {
+        Contact::Node(node) => matches!(node.database, Database::Down | Database::Silent),
+        Contact::Silent | Contact::HostUp | Contact::Database(_) => false,
+    }
+}
+
 /// The loss policy: what is known to be missing here, and whether that is allowed.
 fn take_over_checks(
     seen: &Observation,
@@ -378,6 +421,10 @@ fn take_over_checks(
             return Err(Refusal::Unmet {
                 peer: peer.name.clone(),
             });
+        }
+        // Its host answers: the rest is harvested from its binlog, or the plan fails at that step.
+        if harvestable(&peer.contact) {
+            continue;
         }
         if let Some(last) = &peer.last_primary {
             let missing = me.holdings().transactions_behind(&last.history);

@@ -406,6 +406,13 @@ impl Cluster {
                     }
                 }
                 Step::Grant { .. } => self.nodes[peer].granted = true,
+                Step::Harvest { .. } => {
+                    if self.nodes[peer].log.starts_with(&self.nodes[node].log) {
+                        let log = self.nodes[peer].log.clone();
+                        self.nodes[node].log = log;
+                        self.nodes[node].learn_epoch();
+                    }
+                }
                 Step::Drain | Step::StopReplication => {}
                 Step::TakeBackGrant => self.nodes[node].granted = false,
                 Step::Open => self.nodes[node].writable = true,

@@ -401,6 +401,7 @@ fn ordered(steps: &[Step]) {
             | Step::CatchUp { .. }
             | Step::Grant { .. }
             | Step::Drain
+            | Step::Harvest { .. }
             | Step::StopReplication
             | Step::TakeBackGrant => assert!(index < open, "{steps:?}"),
             Step::ClaimEpoch { .. } | Step::ForgetChannel | Step::Demote { .. } => {

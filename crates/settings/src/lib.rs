@@ -103,6 +103,8 @@ pub struct Database {
     pub socket: PathBuf,
     /// TCP port on every node (default 3306).
     pub port: u16,
+    /// The list of the server's binlogs, `log_bin` with `.index` (default `/var/lib/mysql/binlog.index`).
+    pub binlog_index: PathBuf,
     /// The toolkit's schema with the epoch, heartbeat and probe tables (default `keepalived_companion`).
     pub schema: String,
     /// CA that signed the servers' certificates (default `/etc/keepalived/secrets/ca.pem`).
