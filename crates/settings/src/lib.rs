@@ -117,8 +117,6 @@ pub struct Database {
     pub probe: Account,
     /// The account replicas connect with (default name `keepalived_repl`).
     pub replication: Account,
-    /// What a failover may lose.
-    pub durability: Durability,
     /// How long a commit waits for the replica's acknowledgement, in ms (default 1000, 100..=60000).
     pub semi_sync_timeout: Duration,
 }
@@ -131,15 +129,6 @@ pub struct Account {
     /// File with the password (default `/etc/keepalived/secrets/<user>`), mode 0600 or stricter.
     /// A systemd credential of the same name in `$CREDENTIALS_DIRECTORY` wins.
     pub password_file: PathBuf,
-}
-
-/// `database.durability`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Semi-synchronous with a short timeout, then asynchronous and an alert (`maximum-availability`, default).
-    MaximumAvailability,
-    /// Never acknowledge what only one node has (`maximum-protection`).
-    MaximumProtection,
 }
 
 /// `[web]`

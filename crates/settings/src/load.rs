@@ -11,8 +11,8 @@ use toml::de::DeTable;
 
 use crate::section::{Problems, Section};
 use crate::{
-    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Durability, Node, Paths,
-    Peer, Role, Secret, Settings, Web, Witness, read_secret,
+    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Node, Paths, Peer, Role,
+    Secret, Settings, Web, Witness, read_secret,
 };
 
 /// One problem of the settings file.
@@ -270,17 +270,6 @@ fn account(
 }
 
 fn database(section: &Section<'_, '_>) -> Database {
-    let durability = match section.text("durability", "maximum-availability").as_str() {
-        "maximum-protection" => Durability::MaximumProtection,
-        "maximum-availability" => Durability::MaximumAvailability,
-        other => {
-            section.note(
-                "durability",
-                format!("`{other}`: expected maximum-availability or maximum-protection"),
-            );
-            Durability::MaximumAvailability
-        }
-    };
     let schema = section.text("schema", "keepalived_companion");
     if !schema
         .chars()
@@ -312,7 +301,6 @@ fn database(section: &Section<'_, '_>) -> Database {
             "replication_password_file",
             "keepalived_repl",
         ),
-        durability,
         semi_sync_timeout: section.milliseconds("semi_sync_timeout_ms", 1000, 100..=60_000),
     };
     section.finish();
@@ -544,7 +532,7 @@ mod tests {
             ),
             (
                 "[database]\ndurability = \"all\"\n",
-                "expected maximum-availability",
+                "unknown key; known are: binlog_index",
             ),
             (
                 "[database]\nschema = \"a`b\"\n",
@@ -619,5 +607,39 @@ mod tests {
         assert!(!format!("{secret:?}").contains("hunter2"));
         fs::write(&path, "two\nlines\n").unwrap();
         assert!(read_secret(&path, None).is_err());
+    }
+
+    /// The reference names every key that is read, so none can be added in silence.
+    #[test]
+    fn the_reference_names_every_key() {
+        let reference = include_str!("../../../docs/configuration.md");
+        let source = include_str!("load.rs");
+        let source = source.split("#[cfg(test)]").next().unwrap();
+        let keys: std::collections::BTreeSet<&str> = source
+            .split('"')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| {
+                source.match_indices(&format!("\"{word}\"")).any(|(at, _)| {
+                    let before = source[..at].trim_end().trim_end_matches('(');
+                    [
+                        "text",
+                        "path",
+                        "milliseconds",
+                        "seconds",
+                        "small",
+                        "number",
+                        "flag",
+                        "texts",
+                    ]
+                    .iter()
+                    .any(|reader| before.ends_with(reader))
+                })
+            })
+            .collect();
+        assert!(keys.len() > 40, "{keys:?}");
+        for key in keys {
+            assert!(reference.contains(&format!("`{key}`")), "{key} is missing");
+        }
     }
 }
