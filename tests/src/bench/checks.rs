@@ -121,8 +121,11 @@ pub fn checks(lab: &Lab, wanted: &Checks) -> Result<String, LabError> {
 /// One command many times in a row, inside the node.
 fn cost(lab: &Lab, node: NodeName, command: &str, runs: usize) -> Result<Cost, LabError> {
     let script =
-        format!("TIMEFORMAT='%R %U %S'; time for ((i = 0; i < {runs}; i++)); do {command}; done");
-    let output = lab.exec(node, &["bash", "-c", &script])?;
+        // A check that fails measures something else.
+        format!(
+            "TIMEFORMAT='%R %U %S'; time for ((i = 0; i < {runs}; i++)); do {command} || bad=1; done; exit ${{bad:-0}}"
+        );
+    let output = lab.exec(node, &["bash", "-c", &script])?.success()?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let seconds: Vec<f64> = text
         .lines()
