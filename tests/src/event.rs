@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::writer::now;
-use crate::{Lab, LabError, NodeName, Report, Writer, wait_until};
+use crate::{Lab, LabError, NodeName, Report, Side, Writer, wait_until};
 
 use NodeName::{Node1, Node2};
 
@@ -132,7 +132,7 @@ pub const UNSENT_TAIL: Event = Event {
     name: "replication cut, then mariadbd killed",
     survivor: Node2,
     strike: |lab| {
-        lab.partition(Node2, crate::Side::Private)?;
+        lab.partition(Node2, Side::Private)?;
         wait_until("commits with one copy", LIMIT, || {
             let rows: u64 = lab
                 .sql(Node1, "SELECT COUNT(*) FROM ha_app.rows")?
@@ -151,6 +151,78 @@ pub const UNSENT_TAIL: Event = Event {
         kill_for_good(lab, "mariadb")
     },
 };
+
+/// The active node loses both networks. It has to close by itself; nobody can reach it.
+pub const ACTIVE_CUT_OFF: Event = Event {
+    name: "the active node cut off on both networks",
+    survivor: Node2,
+    strike: |lab| {
+        lab.partition(Node1, Side::Both)?;
+        wait_until("the node that is cut off to close", LIMIT, || {
+            let asked = lab.exec(Node1, &["mariadb", "-N", "-e", "SELECT @@read_only + 0"])?;
+            // Commits that wait for the standby are ended by killing the server.
+            Ok(if !asked.status.success() || asked.text() == "1" {
+                Ok(())
+            } else {
+                Err(asked.text())
+            })
+        })?;
+        Ok(now())
+    },
+};
+
+/// The standby loses both networks. VRRP makes it MASTER; it must stay closed.
+pub const STANDBY_CUT_OFF: Event = Event {
+    name: "the standby cut off on both networks",
+    survivor: Node1,
+    strike: |lab| cut_until_master(lab, Side::Both),
+};
+
+/// The nodes do not hear each other on the clients' network: both are MASTER.
+pub const FRONT_SPLIT: Event = Event {
+    name: "the clients' network split",
+    survivor: Node1,
+    strike: |lab| cut_until_master(lab, Side::Front),
+};
+
+fn cut_until_master(lab: &Lab, side: Side) -> Result<f64, LabError> {
+    lab.partition(Node2, side)?;
+    let cut = now();
+    wait_until("the VIP on the standby, too", LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(if roles.vip.contains(&Node2) {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}"))
+        })
+    })?;
+    // Two of its audits' ticks, in which it could do wrong.
+    let ticks = || -> Result<u64, LabError> {
+        let text = lab
+            .exec(
+                Node2,
+                &[
+                    "systemctl",
+                    "show",
+                    "-P",
+                    "InactiveEnterTimestampMonotonic",
+                    "keepalived-companion-role.service",
+                ],
+            )?
+            .text();
+        Ok(text.parse().unwrap_or(0))
+    };
+    let first = ticks()?;
+    wait_until("two more audits on the standby", LIMIT, || {
+        let since = ticks()? - first;
+        Ok(if since > 3_000_000 {
+            Ok(())
+        } else {
+            Err(format!("{since} us"))
+        })
+    })?;
+    Ok(cut)
+}
 
 /// Every event of the table in the order of docs/benchmarks.md.
 pub const TABLE: [Event; 7] = [

@@ -102,6 +102,18 @@ fn replication_cut_then_the_end_of_the_binlog_is_harvested() {
 }
 
 #[test]
+fn networks_that_are_cut_never_make_two_primaries() {
+    survives(&event::STANDBY_CUT_OFF);
+    survives(&event::FRONT_SPLIT);
+    survives(&event::ACTIVE_CUT_OFF);
+    // A commit that nobody was told of may be left on the old primary: it refuses to rejoin, and a
+    // person rebuilds it.
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    lab.heal().unwrap();
+    lab.rebuild(Node1).unwrap();
+}
+
+#[test]
 fn power_loss_of_the_standby_leaves_the_active_alone() {
     survives(&event::STANDBY_POWER_LOSS);
 }

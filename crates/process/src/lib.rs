@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -126,12 +127,26 @@ impl Program {
         if let Some(writer) = writer {
             drop(writer.join());
         }
+        // A grandchild may keep the pipes open after the program itself has ended.
+        let rest = |pipe: mpsc::Receiver<Vec<u8>>| {
+            pipe.recv_timeout(self.deadline.saturating_sub(start.elapsed()))
+                .map_err(|_| self.late(Pid::from_child(&child)))
+        };
         Ok(Output {
             command: self.command_line(),
             status,
-            stdout: stdout.join().unwrap_or_default(),
-            stderr: stderr.join().unwrap_or_default(),
+            stdout: rest(stdout)?,
+            stderr: rest(stderr)?,
         })
+    }
+
+    /// Kills the whole group: a shell script's children go with it.
+    fn late(&self, pid: Pid) -> ProcessError {
+        let _ = kill_process_group(pid, Signal::KILL);
+        ProcessError::Deadline {
+            command: self.command_line(),
+            deadline: self.deadline,
+        }
     }
 
     fn standard_input(&self) -> Result<Stdio, ProcessError> {
@@ -178,13 +193,9 @@ impl Program {
                 .map_err(|_| failed(io::Error::other("deadline too long")))?;
             match poll(&mut [PollFd::new(&exit, PollFlags::IN)], Some(&timeout)) {
                 Ok(0) => {
-                    // The whole group: a shell script's children go with it.
-                    let _ = kill_process_group(pid, Signal::KILL);
+                    let late = self.late(pid);
                     let _ = child.wait();
-                    return Err(ProcessError::Deadline {
-                        command: self.command_line(),
-                        deadline: self.deadline,
-                    });
+                    return Err(late);
                 }
                 Ok(_) => return child.wait().map_err(failed),
                 Err(rustix::io::Errno::INTR) => {}
@@ -194,17 +205,20 @@ impl Program {
     }
 }
 
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, kept) = mpsc::channel();
     thread::spawn(move || {
-        let mut kept = Vec::new();
+        let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
             let mut limited = pipe.take(OUTPUT_CAP);
-            if limited.read_to_end(&mut kept).is_ok() {
+            if limited.read_to_end(&mut bytes).is_ok() {
                 drop(io::copy(&mut limited.into_inner(), &mut io::sink()));
             }
         }
-        kept
-    })
+        // Nobody listens any more when the deadline is over.
+        let _ = sender.send(bytes);
+    });
+    kept
 }
 
 /// What a finished program left.
@@ -313,6 +327,36 @@ mod tests {
             .unwrap()
             .success();
         assert!(error.unwrap_err().to_string().contains("/nonexistent"));
+    }
+
+    #[test]
+    fn a_grandchild_that_keeps_the_output_open_cannot_outlast_the_deadline() {
+        let start = Instant::now();
+        let error = Program::new("sh")
+            .args(["-c", "sleep 60 & exit 0"])
+            .deadline(Duration::from_millis(200))
+            .run()
+            .unwrap_err();
+        assert!(matches!(error, ProcessError::Deadline { .. }));
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn files_take_the_place_of_the_pipes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (input, output) = (directory.path().join("in"), directory.path().join("out"));
+        std::fs::write(&input, "through").unwrap();
+        let ended = Program::new("cat")
+            .stdin_from(&input)
+            .stdout_to(&output)
+            .run()
+            .unwrap();
+        assert_eq!(ended.success().unwrap().text(), "");
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), "through");
+        let missing = Program::new("cat")
+            .stdin_from(directory.path().join("none"))
+            .run();
+        assert!(missing.unwrap_err().to_string().contains("none"));
     }
 
     #[test]

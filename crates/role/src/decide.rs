@@ -181,8 +181,7 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
             why: "the right to write was granted to a peer",
         };
     }
-    let all_silent =
-        !seen.peers.is_empty() && seen.peers.iter().all(|p| p.contact == Contact::Silent);
+    let all_silent = all_silent(seen);
     if all_silent && seen.witness == Some(false) {
         return Decision::Fence {
             give_up_vip: true,
@@ -216,6 +215,11 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
     } else {
         Decision::Stay("primary without the VIP; nobody entitled is known to hand over to")
     }
+}
+
+/// No peer answers on any network.
+fn all_silent(seen: &Observation) -> bool {
+    !seen.peers.is_empty() && seen.peers.iter().all(|p| p.contact == Contact::Silent)
 }
 
 /// With semi-sync off, `Rpl_semi_sync_master_clients` stays 0, so look at the replicas themselves.
@@ -258,6 +262,11 @@ fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decisi
                 next: "start the node with the newer data; only if it is lost: promote --accept-loss",
             };
         }
+    }
+    if all_silent(seen) && seen.witness == Some(false) {
+        return Decision::Wait(
+            "neither a peer nor a witness answers: this node is cut off and stays closed",
+        );
     }
     let unknown: Vec<&PeerView> = seen.peers.iter().filter(|p| p.server().is_none()).collect();
     if unknown.iter().any(|p| !p.met) && !policy.promote_unmet_after_boot {

@@ -489,3 +489,12 @@ fn a_stopped_applying_thread_is_left_alone_and_drained_before_a_switch_over() {
     assert_eq!(steps[0], Step::Drain);
     assert!(matches!(steps[1], Step::FreezePeer { .. }));
 }
+
+#[test]
+fn a_standby_that_no_witness_answers_is_cut_off_and_stays_closed() {
+    let mut look = seen(here(true, closed("there", "0-2-10")), Contact::Silent);
+    look.witness = Some(false);
+    assert!(matches!(decide(&look, CAREFUL), Decision::Wait(_)));
+    look.witness = Some(true);
+    assert!(matches!(decide(&look, CAREFUL), Decision::Promote(_)));
+}
