@@ -42,10 +42,6 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if arguments.common.check_config {
-        answer("ok");
-        return Exit::Done;
-    }
     if arguments.dry_run {
         return match look(&settings, Depth::Nodes) {
             Ok(seen) => {

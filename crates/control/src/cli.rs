@@ -23,17 +23,23 @@ pub struct Common {
 }
 
 impl Common {
-    /// Loads the settings, or says every problem on standard error.
+    /// Loads the settings, or says every problem on standard error. With `--check-config` that is
+    /// all there is to do.
     pub fn settings(&self) -> Result<Settings, Exit> {
         let level = if self.verbose { "debug" } else { "info" };
         // A second initialisation in one process changes nothing.
         let _ = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
             .format_target(false)
             .try_init();
-        settings::load(&self.config, self.node.as_deref()).map_err(|error| {
+        let settings = settings::load(&self.config, self.node.as_deref()).map_err(|error| {
             log::error!("{error}");
             Exit::Usage
-        })
+        })?;
+        if self.check_config {
+            answer("ok");
+            return Err(Exit::Done);
+        }
+        Ok(settings)
     }
 }
 

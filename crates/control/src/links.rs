@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use settings::{Node, Settings};
 
-use crate::cli::{Common, Exit, answer};
+use crate::cli::{Common, Exit};
 use crate::link::ssh;
 
 /// Between two tries. A peer that is down costs one SYN each.
@@ -34,10 +34,6 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if arguments.common.check_config {
-        answer("ok");
-        return Exit::Done;
-    }
     thread::scope(|scope| {
         for peer in settings.peers() {
             scope.spawn(|| keep(&settings, peer));

@@ -68,10 +68,6 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if arguments.common.check_config {
-        answer("ok");
-        return Exit::Done;
-    }
     let done = match arguments.verb.unwrap_or(Verb::Status) {
         Verb::On { time } => begin(&settings, time),
         Verb::Off => end(&settings),

@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use process::Program;
 use settings::Settings;
 
-use crate::cli::{Common, Exit, answer};
+use crate::cli::{Common, Exit};
 use crate::tell;
 
 /// The unit that looks and acts; stopping Keepalived does not stop it.
@@ -52,10 +52,6 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if arguments.common.check_config {
-        answer("ok");
-        return Exit::Done;
-    }
     look_again(&settings);
     if arguments.rx_lower {
         return Exit::Done;

@@ -9,7 +9,7 @@ use process::Program;
 use role::{Database, GtidSet};
 use settings::Settings;
 
-use crate::cli::{Common, Exit, answer};
+use crate::cli::{Common, Exit};
 use crate::link::{Request, Response};
 use crate::lock::{LockError, RoleLock};
 use crate::{act, harvest, tell, track};
@@ -39,10 +39,6 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if arguments.common.check_config {
-        answer("ok");
-        return Exit::Done;
-    }
     let asked = std::env::var_os("SSH_ORIGINAL_COMMAND").unwrap_or_default();
     if asked == "session" {
         return converse(&settings);

@@ -59,10 +59,6 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    if arguments.common.check_config {
-        answer("ok");
-        return Exit::Done;
-    }
     let limits = Limits {
         loss: settings.role.loss_limit,
         accept_loss: arguments.accept_loss,
