@@ -6,6 +6,7 @@
 mod act;
 pub mod audit;
 mod cli;
+pub mod crash_recovery;
 mod fault;
 mod harvest;
 mod journal;

@@ -8,6 +8,7 @@ mod fitness;
 mod gtid;
 mod observation;
 mod plan;
+mod recovery;
 
 pub use decide::{Decision, Policy, decide};
 pub use fitness::{Fitness, fitness, is_writable_primary, peer_fitness};
@@ -17,3 +18,4 @@ pub use observation::{
     SemiSync, Server,
 };
 pub use plan::{Limits, Plan, PromotionKind, Refusal, Step, plan_promotion};
+pub use recovery::{CrashRecovery, crash_recovery};

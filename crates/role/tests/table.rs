@@ -7,8 +7,9 @@
 )]
 
 use role::{
-    Channel, Contact, Database, Decision, Epoch, IoThread, LastPrimary, Limits, NodeView,
-    Observation, PeerView, Policy, PromotionKind, SemiSync, Server, Step, decide, plan_promotion,
+    Channel, Contact, CrashRecovery, Database, Decision, Epoch, IoThread, LastPrimary, Limits,
+    NodeView, Observation, PeerView, Policy, PromotionKind, SemiSync, Server, Step, crash_recovery,
+    decide, plan_promotion,
 };
 
 const CAREFUL: Policy = Policy {
@@ -497,4 +498,25 @@ fn a_standby_that_no_witness_answers_is_cut_off_and_stays_closed() {
     assert!(matches!(decide(&look, CAREFUL), Decision::Wait(_)));
     look.witness = Some(true);
     assert!(matches!(decide(&look, CAREFUL), Decision::Promote(_)));
+}
+
+#[test]
+fn a_crashed_server_keeps_its_binlog_unless_another_node_went_on() {
+    let after_a_crash = |contact| seen(here(false, Database::Down), contact);
+    let keeps = |look: &Observation| matches!(crash_recovery(look), CrashRecovery::Keep(_));
+    assert!(keeps(&after_a_crash(Contact::Silent)));
+    assert!(keeps(&after_a_crash(there(
+        true,
+        closed("there", "0-2-20")
+    ))));
+    let mut look = after_a_crash(there(true, answering(server(true, 7, "there", "0-2-20"))));
+    look.highest_epoch = 7;
+    assert_eq!(
+        crash_recovery(&look),
+        CrashRecovery::CutOff {
+            primary: "there".to_owned()
+        }
+    );
+    look.highest_epoch = 8;
+    assert!(keeps(&look), "an older primary proves nothing");
 }

@@ -1,0 +1,5 @@
+//! See `control::crash_recovery`.
+
+fn main() -> control::Exit {
+    control::crash_recovery::main()
+}

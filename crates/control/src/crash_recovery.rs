@@ -1,0 +1,273 @@
+//! Runs around each start of mariadbd: says how it may recover from a crash, and saves what it is
+//! about to cut off its binlog.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alerts::Severity;
+use clap::{Parser, Subcommand};
+use process::{ProcessError, Program};
+use role::CrashRecovery;
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+
+use crate::cli::{Common, Exit};
+use crate::look::{Depth, look};
+use crate::tell;
+
+/// Read by mariadb.service; Debian's unit passes the variable on to mariadbd.
+const ENVIRONMENT: &str = "mariadb.env";
+/// Writing the report out is no reason to hold up the unit for longer.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "crash-recovery",
+    version,
+    about = "Says how mariadbd may recover from a crash, and saves what it cuts off",
+    after_help = "Started by mariadb.service.\n\n\
+                  A database keeps what its binlog has, unless another node is the primary already: then the end\n\
+                  that was never acknowledged is rolled back, and kept below recovered/ as SQL.\n\n\
+                  Exit: 0 done, 1 something failed and the data are kept as they are, 2 settings"
+)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    when: When,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum When {
+    /// Ask the peers, and save the end of the binlog where it may be cut off
+    BeforeStart,
+    /// See what was cut off, and tell
+    AfterStart,
+}
+
+/// What could not be read, saved or asked.
+#[derive(Debug, thiserror::Error)]
+enum RecoveryError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Memory(#[from] observe::MemoryError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> RecoveryError + '_ {
+    move |source| RecoveryError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Entry point of `crash-recovery`.
+pub fn main() -> Exit {
+    let arguments = Arguments::parse();
+    let settings = match arguments.common.settings() {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    let outcome = match arguments.when {
+        When::BeforeStart => before_start(&settings),
+        When::AfterStart => after_start(&settings),
+    };
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            log::error!("{error}");
+            Exit::Undone
+        }
+    }
+}
+
+/// The copy of the binlog that may lose its end, until [`after_start`] has looked.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    /// The binlog itself.
+    original: PathBuf,
+    /// The primary that went on.
+    primary: String,
+}
+
+/// Where the copy and its description are.
+struct Place {
+    copy: PathBuf,
+    note: PathBuf,
+}
+
+impl Place {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            copy: settings.paths.state.join("binlog-before-start"),
+            note: settings.paths.state.join("binlog-before-start.json"),
+        }
+    }
+}
+
+fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
+    // First: an answer from an earlier start is none for this one.
+    let environment = settings.paths.run.join(ENVIRONMENT);
+    remove(&environment)?;
+    let Some(binlog) = unclosed_binlog(&settings.database.binlog_index)? else {
+        log::info!("the binlog was closed in order: nothing to recover");
+        return Ok(());
+    };
+    let primary = match role::crash_recovery(&look(settings, Depth::Databases)?.seen) {
+        CrashRecovery::Keep(why) => {
+            log::info!("{why}: the database keeps all that its binlog has");
+            return Ok(());
+        }
+        CrashRecovery::CutOff { primary } => primary,
+    };
+    let place = Place::of(settings);
+    if place.note.exists() {
+        // A start that did not come to its end: what it saved is not overwritten.
+        report(settings, &place)?;
+    }
+    let copied = fs::copy(&binlog, &place.copy)
+        .and_then(|_| File::open(&place.copy)?.sync_all())
+        .map_err(at(&place.copy));
+    if copied.is_err() {
+        // A disk that is full must not stay so because of half a copy.
+        remove(&place.copy)?;
+    }
+    copied?;
+    let saved = Saved {
+        original: binlog,
+        primary,
+    };
+    let note = serde_json::to_vec(&saved).unwrap_or_default();
+    fs::write(&place.note, note).map_err(at(&place.note))?;
+    // Last: without it nothing is cut off.
+    fs::write(&environment, "MYSQLD_OPTS=--init-rpl-role=SLAVE\n").map_err(at(&environment))?;
+    log::info!(
+        "{} is the primary: the end of {} that was never acknowledged is rolled back",
+        saved.primary,
+        saved.original.display()
+    );
+    Ok(())
+}
+
+fn after_start(settings: &Settings) -> Result<(), RecoveryError> {
+    remove(&settings.paths.run.join(ENVIRONMENT))?;
+    let place = Place::of(settings);
+    if place.note.exists() {
+        report(settings, &place)?;
+    }
+    Ok(())
+}
+
+/// Writes what the original lacks by now as SQL for a person, and forgets the copy.
+fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
+    let note = fs::read(&place.note).map_err(at(&place.note))?;
+    let saved: Option<Saved> = serde_json::from_slice(&note).ok();
+    let copied = fs::metadata(&place.copy).map_err(at(&place.copy))?.len();
+    let left = saved
+        .as_ref()
+        .and_then(|saved| fs::metadata(&saved.original).ok())
+        .map(|original| original.len());
+    if let Some(saved) = &saved
+        && let Some(left) = left
+        && left >= copied
+    {
+        log::info!("nothing was cut off {}", saved.original.display());
+    } else {
+        let directory = settings.paths.state.join("recovered").join(format!(
+            "binlog-{}",
+            jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")
+        ));
+        fs::create_dir_all(&directory).map_err(at(&directory))?;
+        let sql = directory.join("cut-off.sql");
+        // From where the original ends now; the whole copy when that is not known.
+        let from = left.unwrap_or(4);
+        let written = Program::new("mariadb-binlog")
+            .args(["--verbose", &format!("--start-position={from}")])
+            .arg(&place.copy)
+            .stdout_to(&sql)
+            .deadline(PATIENCE)
+            .run()
+            .and_then(process::Output::success);
+        let raw = directory.join("binlog");
+        fs::rename(&place.copy, &raw).map_err(at(&raw))?;
+        tell::alert(
+            settings,
+            "binlog-cut-off",
+            Severity::Warning,
+            &format!(
+                "{} bytes that {} does not have were cut off this database's binlog at its start; \
+                 no replica had acknowledged them. Read {}",
+                copied - left.unwrap_or(0).min(copied),
+                saved.map_or_else(|| "the primary".to_owned(), |saved| saved.primary),
+                sql.display()
+            ),
+        );
+        if let Err(error) = written {
+            log::error!("{error}; the binlog itself is {}", raw.display());
+        }
+    }
+    remove(&place.copy)?;
+    remove(&place.note)
+}
+
+fn remove(path: &Path) -> Result<(), RecoveryError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The newest binlog when its server did not close it: the flag `LOG_EVENT_BINLOG_IN_USE_F` (1) in the
+/// header of its first event, which begins after the four bytes of the magic number.
+fn unclosed_binlog(index: &Path) -> Result<Option<PathBuf>, RecoveryError> {
+    let text = match fs::read_to_string(index) {
+        Ok(text) => text,
+        // A new server.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(index)(error)),
+    };
+    let Some(name) = text.lines().rfind(|line| !line.is_empty()) else {
+        return Ok(None);
+    };
+    let binlog = index.parent().unwrap_or(Path::new("/")).join(name);
+    let mut header = [0; 4 + 19];
+    match File::open(&binlog).and_then(|mut file| file.read_exact(&mut header)) {
+        Ok(()) => Ok((header[21] & 1 == 1).then_some(binlog)),
+        // Died before it had written the header.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(at(&binlog)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn with_binlog(bytes: &[u8]) -> Option<PathBuf> {
+        let directory = tempfile::tempdir().unwrap();
+        let index = directory.path().join("binlog.index");
+        fs::write(&index, "./binlog.000001\n./binlog.000002\n").unwrap();
+        fs::write(directory.path().join("binlog.000002"), bytes).unwrap();
+        unclosed_binlog(&index).unwrap()
+    }
+
+    #[test]
+    fn only_a_binlog_in_use_needs_recovery() {
+        let mut header = [0; 100];
+        assert!(with_binlog(&header).is_none());
+        header[21] = 1;
+        assert!(with_binlog(&header).unwrap().ends_with("binlog.000002"));
+        assert!(with_binlog(b"\xfebin").is_none(), "truncated");
+        assert!(
+            unclosed_binlog(Path::new("/nonexistent/index"))
+                .unwrap()
+                .is_none()
+        );
+    }
+}
