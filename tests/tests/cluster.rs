@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lab::event::{self, Event};
 use lab::writer::{Writer, now};
-use lab::{Lab, LabError, Messenger, NodeName, Options, wait_until};
+use lab::{Lab, LabError, Messenger, NodeName, Options, Side, wait_until};
 
 use NodeName::{Node1, Node2};
 
@@ -434,4 +434,49 @@ fn what_one_node_acknowledged_alone_survives_a_power_loss_of_both() {
     );
     assert!(report.rows.len() > 500, "{}", report.rows.len());
     assert_eq!(lost.len(), 0, "acknowledged with one copy and lost");
+}
+
+#[test]
+fn what_nobody_acknowledged_is_cut_off_and_saved() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    lab.make_whole(Node1, LIMIT).unwrap();
+    // A commit that waits, waits until the power is cut.
+    let patient = "SET GLOBAL rpl_semi_sync_master_timeout = 60000";
+    lab.sql(Node1, patient).unwrap();
+    let writer = Writer::start(&lab, 1, event::first_row()).unwrap();
+    lab.partition(Node2, Side::Private).unwrap();
+    wait_until("a commit that waits for the standby", LIMIT, || {
+        let waiting = lab.sql(
+            Node1,
+            "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE STATE LIKE 'Waiting for semi-sync ACK%'",
+        )?;
+        Ok(if waiting == "0" { Err(waiting) } else { Ok(()) })
+    })
+    .unwrap();
+    lab.power_off(Node1).unwrap();
+    lab.heal().unwrap();
+    wait_until("the standby to open", LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(if roles.writable == [Node2] {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}"))
+        })
+    })
+    .unwrap();
+    let report = writer.stop().unwrap();
+    lab.power_on(Node1).unwrap();
+    lab.settled(Node2, LIMIT).unwrap();
+    assert_eq!(report.lost(&lab, Node2).unwrap().len(), 0);
+    let newest = "/var/lib/keepalived-companion/recovered/$(ls /var/lib/keepalived-companion/recovered | tail -n 1)/cut-off.sql";
+    wait_until("the report of what was cut off", LIMIT, || {
+        let saved = lab.exec(Node1, &["sh", "-c", &format!("cat {newest}")])?;
+        let text = saved.text();
+        Ok(if text.contains("INSERT INTO ha_app.rows") {
+            Ok(())
+        } else {
+            Err(text)
+        })
+    })
+    .unwrap();
 }

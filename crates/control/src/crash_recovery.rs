@@ -192,23 +192,24 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
             .deadline(PATIENCE)
             .run()
             .and_then(process::Output::success);
-        let raw = directory.join("binlog");
-        fs::rename(&place.copy, &raw).map_err(at(&raw))?;
+        if let Err(error) = written {
+            // A gigabyte at most, and only where the text of it failed.
+            let raw = directory.join("binlog");
+            fs::rename(&place.copy, &raw).map_err(at(&raw))?;
+            log::error!("{error}; the binlog itself is {}", raw.display());
+        }
         tell::alert(
             settings,
             "binlog-cut-off",
             Severity::Warning,
             &format!(
-                "{} bytes that {} does not have were cut off this database's binlog at its start; \
-                 no replica had acknowledged them. Read {}",
+                "{} bytes were cut off this database's binlog at its start, since {} has gone on; \
+                 what it has of them comes back by replication. Read {}",
                 copied - left.unwrap_or(0).min(copied),
-                saved.map_or_else(|| "the primary".to_owned(), |saved| saved.primary),
+                saved.map_or_else(|| "another node".to_owned(), |saved| saved.primary),
                 sql.display()
             ),
         );
-        if let Err(error) = written {
-            log::error!("{error}; the binlog itself is {}", raw.display());
-        }
     }
     remove(&place.copy)?;
     remove(&place.note)
