@@ -167,7 +167,7 @@ fn the_shipped_files_are_valid() {
         let tested = lab.exec(node, &["keepalived", "-t"]).unwrap();
         let said = String::from_utf8_lossy(&tested.stderr).into_owned();
         assert!(tested.status.success() && said.is_empty(), "{node}: {said}");
-        let units = "cd /etc/systemd/system && systemd-analyze verify --man=no keepalived-companion-*.service keepalived-companion-*.timer keepalived.service";
+        let units = "cd /etc/systemd/system && systemd-analyze verify --man=no keepalived-companion-*.service keepalived-companion-*.timer keepalived.service mariadb.service";
         let tested = lab.exec(node, &["sh", "-c", units]).unwrap();
         let said = String::from_utf8_lossy(&tested.stderr).into_owned();
         assert!(
@@ -182,6 +182,7 @@ fn the_shipped_files_are_valid() {
             "maintenance",
             "peer",
             "links",
+            "crash-recovery",
             "check-apache",
             "check-mariadb",
             "check-master",

@@ -36,7 +36,7 @@ struct Arguments {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
-    when: When,
+    when: Option<When>,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -73,8 +73,12 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     let outcome = match arguments.when {
-        When::BeforeStart => before_start(&settings),
-        When::AfterStart => after_start(&settings),
+        Some(When::BeforeStart) => before_start(&settings),
+        Some(When::AfterStart) => after_start(&settings),
+        None => {
+            log::error!("expected before-start or after-start; see --help");
+            return Exit::Usage;
+        }
     };
     match outcome {
         Ok(()) => Exit::Done,
