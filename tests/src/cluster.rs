@@ -286,6 +286,10 @@ impl Lab {
         .success()?;
         self.exec(source, &["mariadb-backup", "--prepare", &target])?
             .success()?;
+        // Or its audit attaches it as soon as it is started, before its position is set.
+        let maintenance = "/usr/libexec/keepalived-companion/maintenance";
+        self.exec(node, &[maintenance, "on", "--for", "10m"])?
+            .success()?;
         self.exec(node, &["systemctl", "stop", "keepalived", "mariadb"])?
             .success()?;
         self.exec(
@@ -318,6 +322,7 @@ impl Lab {
                  SET GLOBAL gtid_binlog_state = '{state}'; SET GLOBAL gtid_slave_pos = '{position}'"
             ),
         )?;
+        self.exec(node, &[maintenance, "off"])?.success()?;
         // The audit attaches it.
         self.exec(node, &["systemctl", "start", "keepalived"])?
             .success()?;
