@@ -134,14 +134,7 @@ pub const UNSENT_TAIL: Event = Event {
     strike: |lab| {
         lab.partition(Node2, Side::Private)?;
         wait_until("commits with one copy", LIMIT, || {
-            let rows: u64 = lab
-                .sql(Node1, "SELECT COUNT(*) FROM ha_app.rows")?
-                .parse()
-                .unwrap_or(0);
-            let copied: u64 = lab
-                .sql(Node2, "SELECT COUNT(*) FROM ha_app.rows")?
-                .parse()
-                .unwrap_or(0);
+            let (rows, copied) = (rows(lab, Node1)?, rows(lab, Node2)?);
             Ok(if rows > copied + 300 {
                 Ok(())
             } else {
@@ -241,6 +234,12 @@ fn kill_for_good(lab: &Lab, unit: &str) -> Result<f64, LabError> {
     lab.exec(Node1, &["systemctl", "kill", "-s", "KILL", unit])?
         .success()?;
     Ok(now())
+}
+
+/// How many rows the clients' table has on a node.
+pub fn rows(lab: &Lab, node: NodeName) -> Result<u64, LabError> {
+    let text = lab.sql(node, "SELECT COUNT(*) FROM ha_app.rows")?;
+    Ok(text.parse().unwrap_or(0))
 }
 
 /// Waits until the standby has received what the primary had.

@@ -407,13 +407,9 @@ fn what_one_node_acknowledged_alone_survives_a_power_loss_of_both() {
     lab.make_whole(Node1, LIMIT).unwrap();
     lab.power_off(Node2).unwrap();
     let writer = Writer::start(&lab, 1, event::first_row()).unwrap();
-    let rows = || -> Result<u64, LabError> {
-        let text = lab.sql(Node1, "SELECT COUNT(*) FROM ha_app.rows")?;
-        Ok(text.parse().unwrap_or(0))
-    };
-    let before = rows().unwrap();
+    let before = event::rows(&lab, Node1).unwrap();
     wait_until("500 rows with one copy", LIMIT, || {
-        let more = rows()? - before;
+        let more = event::rows(&lab, Node1)? - before;
         Ok(if more > 500 {
             Ok(())
         } else {

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use alerts::Severity;
 use clap::{Parser, Subcommand};
-use process::{ProcessError, Program};
+use process::Program;
 use role::CrashRecovery;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
 use crate::cli::{Common, Exit};
+use crate::harvest::binlogs;
 use crate::look::{Depth, look};
 use crate::tell;
 
@@ -54,8 +55,6 @@ enum RecoveryError {
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Memory(#[from] observe::MemoryError),
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> RecoveryError + '_ {
@@ -229,16 +228,15 @@ fn remove(path: &Path) -> Result<(), RecoveryError> {
 /// The newest binlog when its server did not close it: the flag `LOG_EVENT_BINLOG_IN_USE_F` (1) in the
 /// header of its first event, which begins after the four bytes of the magic number.
 fn unclosed_binlog(index: &Path) -> Result<Option<PathBuf>, RecoveryError> {
-    let text = match fs::read_to_string(index) {
-        Ok(text) => text,
+    let binlog = match binlogs(index) {
+        Ok(mut logs) => logs.pop(),
         // A new server.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(at(index)(error)),
     };
-    let Some(name) = text.lines().rfind(|line| !line.is_empty()) else {
+    let Some(binlog) = binlog else {
         return Ok(None);
     };
-    let binlog = index.parent().unwrap_or(Path::new("/")).join(name);
     let mut header = [0; 4 + 19];
     match File::open(&binlog).and_then(|mut file| file.read_exact(&mut header)) {
         Ok(()) => Ok((header[21] & 1 == 1).then_some(binlog)),

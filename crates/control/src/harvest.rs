@@ -51,25 +51,29 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> HarvestError + '_ {
     }
 }
 
-/// On the dead server's host: prints what its binlogs have after the position, as SQL.
-pub fn print_tail(settings: &Settings, after: &GtidSet) -> Result<(), HarvestError> {
-    let index = &settings.database.binlog_index;
+/// The binlogs that the server's index names, the oldest first.
+pub fn binlogs(index: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = index.parent().unwrap_or(Path::new("/"));
-    let text = fs::read_to_string(index).map_err(at(index))?;
-    let logs: Vec<PathBuf> = text
+    Ok(fs::read_to_string(index)?
         .lines()
         .filter(|line| !line.is_empty())
         // Absolute, or beside the index.
         .map(|line| directory.join(line))
-        .collect();
+        .collect())
+}
+
+/// On the dead server's host: prints what its binlogs have after the position, as SQL.
+pub fn print_tail(settings: &Settings, after: &GtidSet) -> Result<(), HarvestError> {
+    let index = &settings.database.binlog_index;
+    let logs = binlogs(index).map_err(at(index))?;
+    if logs.is_empty() {
+        return Err(HarvestError::NoBinlog(index.clone()));
+    }
     let spool = settings.paths.state.join("binlog-tail.sql");
     // A log that begins after the position is refused; so one file, then two, four, and so on.
     let mut count = 1;
     let printed = loop {
         let begin = logs.len().saturating_sub(count);
-        if logs.is_empty() {
-            return Err(HarvestError::NoBinlog(index.clone()));
-        }
         let outcome = Program::new("mariadb-binlog")
             .arg(format!("--start-position={after}"))
             .args(&logs[begin..])

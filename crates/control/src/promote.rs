@@ -268,12 +268,8 @@ pub fn carry_out(
         PromotionKind::TakeOver => "took over".to_owned(),
         PromotionKind::SwitchOver { from } => format!("took over from {from} in a switch-over"),
     };
-    // Two promotions are never the same text, which would fold their alerts.
-    let epoch = plan.steps.iter().find_map(|step| match step {
-        role::Step::ClaimEpoch { epoch } => Some(format!(" of epoch {epoch}")),
-        _ => None,
-    });
-    let epoch = epoch.unwrap_or_default();
+    // The one just claimed. Without it two promotions may have one text, which folds their alerts.
+    let epoch = seen.memory.highest_epoch;
     let loss = if plan.accepted_loss > 0 {
         format!(
             "; about {} transactions of the old primary are lost, as accepted",
@@ -287,7 +283,7 @@ pub fn carry_out(
         "promoted",
         Severity::Warning,
         &format!(
-            "{} {how} and is the primary{epoch} after {took:.2?}{loss}",
+            "{} {how} and is the primary of epoch {epoch} after {took:.2?}{loss}",
             plan.target
         ),
     );

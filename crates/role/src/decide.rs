@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Contact, Database, Observation, PeerView, Server};
+use crate::{Database, Observation, PeerView, Server};
 
 /// What the settings allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,14 +181,13 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
             why: "the right to write was granted to a peer",
         };
     }
-    let all_silent = all_silent(seen);
-    if all_silent && seen.witness == Some(false) {
+    if seen.cut_off() {
         return Decision::Fence {
             give_up_vip: true,
             why: "neither a peer nor a witness answers: this node is cut off",
         };
     }
-    if !entitled && all_silent {
+    if !entitled && seen.all_silent() {
         return Decision::Fence {
             give_up_vip: false,
             why: "the VIP is not here and no peer answers: perhaps this node is cut off",
@@ -217,11 +216,6 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
     }
 }
 
-/// No peer answers on any network.
-fn all_silent(seen: &Observation) -> bool {
-    !seen.peers.is_empty() && seen.peers.iter().all(|p| p.contact == Contact::Silent)
-}
-
 /// With semi-sync off, `Rpl_semi_sync_master_clients` stays 0, so look at the replicas themselves.
 fn semi_sync_replica_connected(seen: &Observation, me: &Server) -> bool {
     me.semi_sync.replicas > 0
@@ -236,7 +230,7 @@ fn semi_sync_replica_connected(seen: &Observation, me: &Server) -> bool {
 
 /// The VIP is here and the database is closed.
 fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decision {
-    if let Some(primary) = seen.peers.iter().find(|p| p.writable()) {
+    if let Some((primary, _)) = seen.primary() {
         return match primary.entitled() {
             Some(true) => Decision::Refuse {
                 why: "two nodes hold the VIP and the peer is the primary: the clients' network is split",
@@ -263,7 +257,7 @@ fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decisi
             };
         }
     }
-    if all_silent(seen) && seen.witness == Some(false) {
+    if seen.cut_off() {
         return Decision::Wait(
             "neither a peer nor a witness answers: this node is cut off and stays closed",
         );
@@ -353,11 +347,7 @@ fn better(candidate: &Server, candidate_name: &str, than: &Server) -> bool {
 
 /// The VIP is elsewhere and the database is closed.
 fn standby(seen: &Observation, me: &Server) -> Decision {
-    let Some((primary, server)) = seen
-        .peers
-        .iter()
-        .find_map(|p| p.server().filter(|s| s.writable).map(|s| (p, s)))
-    else {
+    let Some((primary, server)) = seen.primary() else {
         return Decision::Wait("no primary is seen; VRRP decides who is entitled");
     };
     if me.semi_sync.enabled {

@@ -57,11 +57,7 @@ pub fn fitness(seen: &Observation) -> Fitness {
         Database::Silent => return Fitness::Unfit("the database does not answer".to_owned()),
         Database::Down => return Fitness::Unfit("the database is down".to_owned()),
     };
-    let primary = seen
-        .peers
-        .iter()
-        .find_map(|p: &PeerView| p.server().filter(|s| s.writable).map(|s| (p, s)));
-    let Some((peer, primary)) = primary else {
+    let Some((peer, primary)) = seen.primary() else {
         // Compare with the last position of a primary that is silent now.
         if server.writable {
             return Fitness::Fit("writable primary".to_owned());

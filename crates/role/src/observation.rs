@@ -238,3 +238,22 @@ pub struct Observation {
     /// This node granted the right to write to another one and was not told that it declined.
     pub granted_to: Option<String>,
 }
+
+impl Observation {
+    /// The peer that answers as the writable primary, with its server.
+    pub fn primary(&self) -> Option<(&PeerView, &Server)> {
+        self.peers
+            .iter()
+            .find_map(|peer| peer.server().filter(|s| s.writable).map(|s| (peer, s)))
+    }
+
+    /// No peer answers on any network.
+    pub fn all_silent(&self) -> bool {
+        !self.peers.is_empty() && self.peers.iter().all(|p| p.contact == Contact::Silent)
+    }
+
+    /// Neither a peer nor a witness answers.
+    pub fn cut_off(&self) -> bool {
+        self.all_silent() && self.witness == Some(false)
+    }
+}

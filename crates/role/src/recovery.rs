@@ -18,11 +18,7 @@ pub enum CrashRecovery {
 
 /// Cutting off needs proof that another node has gone on; anything less keeps.
 pub fn crash_recovery(seen: &Observation) -> CrashRecovery {
-    let Some((peer, server)) = seen
-        .peers
-        .iter()
-        .find_map(|p| p.server().filter(|s| s.writable).map(|s| (p, s)))
-    else {
+    let Some((peer, server)) = seen.primary() else {
         return CrashRecovery::Keep("no other node is seen as the primary");
     };
     if server.epoch_number() < seen.highest_epoch {
