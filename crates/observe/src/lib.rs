@@ -4,15 +4,22 @@ mod contact;
 mod host;
 mod maintenance;
 mod memory;
+mod role_state;
 mod server;
 mod session;
+mod sync_status;
 
 pub use contact::{observe_peer_database, reachable, witness_answers};
 pub use host::{UnitState, keepalived_running, mariadb_process, unit, unit_state, vip_present};
 pub use maintenance::{maintenance, maintenance_file};
 pub use memory::{Memory, MemoryError};
+pub use role_state::{NodeRole, RoleState, boot_id, role_state, role_state_file, uptime_seconds};
 pub use server::{channel_sql_errors, observe_server, read_epoch};
 pub use session::{Session, SqlError, Target};
+pub use sync_status::{
+    Quarantined, StandbyState, StandbyStatus, SyncState, SyncStatus, TreeStatus, sync_socket,
+    sync_status, sync_status_file,
+};
 
 use std::time::Duration;
 

@@ -38,6 +38,8 @@ pub struct Settings {
     pub peer: Peer,
     /// Where alerts go.
     pub alerts: Alerts,
+    /// File synchronisation.
+    pub sync: Sync,
     /// Directories; only tests change them.
     pub paths: Paths,
 }
@@ -250,6 +252,39 @@ pub enum ChannelKind {
         /// Where to; it may hold a secret, so it is read from a file when `url_file` is given instead of `url`.
         url: Secret,
     },
+}
+
+/// `[sync]`
+#[derive(Debug, Clone)]
+pub struct Sync {
+    /// `[[sync.tree]]`, none inside another; without any: /var/www/html.
+    pub trees: Vec<Tree>,
+    /// The ssh key whose forced command on the peers is sync-receive (default
+    /// `/etc/keepalived/secrets/sync_ed25519`).
+    pub identity: PathBuf,
+    /// The group that may ask the socket to wait for a file (default `www-data`).
+    pub socket_group: String,
+    /// More deletions than this at once, and than `delete_limit_percent`, are held for a person (default 1000).
+    pub delete_limit_count: u64,
+    /// Per cent of a tree's files (default 50).
+    pub delete_limit_percent: u64,
+    /// `wait` answers `alone` after this time when no standby can be reached, in ms (default 1000).
+    pub wait_alone: Duration,
+    /// Files of at least this size are sent beside the others, in bytes; `large_mib` (default 16 MiB).
+    pub large: u64,
+    /// The log (default `/var/log/rsync_realtime.log`, as the original's).
+    pub log: PathBuf,
+}
+
+/// `[[sync.tree]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// The directory, on every node.
+    pub path: PathBuf,
+    /// `USER:GROUP` of everything on the standby (default `www-data:www-data`); none keeps the owners.
+    pub owner: Option<String>,
+    /// rsync patterns of what stays on its node.
+    pub exclude: Vec<String>,
 }
 
 /// `[paths]`

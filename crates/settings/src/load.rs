@@ -12,8 +12,11 @@ use toml::de::DeTable;
 use crate::section::{Problems, Section};
 use crate::{
     Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Node, Paths, Peer, Role,
-    Secret, Settings, Web, Witness, read_secret,
+    Secret, Settings, Sync, Tree, Web, Witness, read_secret,
 };
+
+const DEFAULT_TREE: &str = "/var/www/html";
+const DEFAULT_OWNER: &str = "www-data:www-data";
 
 /// One problem of the settings file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +138,7 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
     let checks = checks(&root.section("checks"));
     let peer = peer(&root.section("peer"));
     let alerts = alerts(&root.section("alerts"));
+    let sync = sync(&root.section("sync"));
     let paths = paths(&root.section("paths"));
     let local = local(root, &nodes, node);
     root.finish();
@@ -149,6 +153,7 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
         role,
         peer,
         alerts,
+        sync,
         paths,
     })
 }
@@ -461,6 +466,86 @@ fn http_url(channel: &Section<'_, '_>, key: &'static str, url: String) -> String
     url
 }
 
+fn sync(section: &Section<'_, '_>) -> Sync {
+    let mut trees: Vec<Tree> = Vec::new();
+    for tree in section.sections("tree") {
+        let path = tree.path("path", DEFAULT_TREE);
+        let owner = tree.text("owner", DEFAULT_OWNER);
+        let owner = match owner.split_once(':') {
+            Some((user, group)) if owner_name(user) && owner_name(group) => Some(owner),
+            None if owner == "keep" => None,
+            Some(_) | None => {
+                tree.note("owner", format!("`{owner}`: expected USER:GROUP or keep"));
+                None
+            }
+        };
+        let exclude = tree.texts("exclude");
+        if exclude
+            .iter()
+            .any(|pattern| pattern.trim().is_empty() || pattern.contains('\n'))
+        {
+            tree.note("exclude", "expected rsync patterns, one in each string");
+        }
+        // A path that names another place in another spelling would slip through the receiver's check.
+        let plain = path.components().all(|c| {
+            matches!(
+                c,
+                std::path::Component::RootDir | std::path::Component::Normal(_)
+            )
+        }) && path.components().count() > 2
+            && !path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if !plain {
+            tree.note("path", format!("`{}`: expected a directory at least two levels deep, without . or .. or a final /", path.display()));
+        }
+        if let Some(other) = trees
+            .iter()
+            .find(|other| other.path.starts_with(&path) || path.starts_with(&other.path))
+        {
+            tree.note(
+                "path",
+                format!(
+                    "`{}` and `{}` overlap",
+                    path.display(),
+                    other.path.display()
+                ),
+            );
+        }
+        tree.finish();
+        trees.push(Tree {
+            path,
+            owner,
+            exclude,
+        });
+    }
+    if trees.is_empty() {
+        trees.push(Tree {
+            path: DEFAULT_TREE.into(),
+            owner: Some(DEFAULT_OWNER.to_owned()),
+            exclude: Vec::new(),
+        });
+    }
+    let sync = Sync {
+        trees,
+        identity: section.path("identity", "/etc/keepalived/secrets/sync_ed25519"),
+        socket_group: section.text("socket_group", "www-data"),
+        delete_limit_count: section.number("delete_limit_count", 1000, 1..=1_000_000_000),
+        delete_limit_percent: section.number("delete_limit_percent", 50, 1..=100),
+        wait_alone: section.milliseconds("wait_alone_ms", 1000, 50..=60_000),
+        large: section.number("large_mib", 16, 1..=1_000_000) * 1024 * 1024,
+        log: section.path("log", "/var/log/rsync_realtime.log"),
+    };
+    section.finish();
+    sync
+}
+
+/// What rsync takes as a user or group without a surprise.
+fn owner_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+}
+
 fn paths(section: &Section<'_, '_>) -> Paths {
     let paths = Paths {
         state: section.path("state", "/var/lib/keepalived-companion"),
@@ -560,6 +645,27 @@ mod tests {
                 && told.contains("belongs to an earlier node"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn trees_are_checked() {
+        let with = |tree: &str| problems(&format!("{SHORTEST}[[sync.tree]]\n{tree}\n"));
+        for (tree, word) in [
+            ("path = \"/\"", "two levels"),
+            ("path = \"/srv\"", "two levels"),
+            ("path = \"/srv/../etc\"", "two levels"),
+            ("path = \"/srv/a/\"", "two levels"),
+            ("path = \"a/b\"", "absolute"),
+            ("path = \"/srv/a\"\nowner = \"www-data\"", "USER:GROUP"),
+            ("path = \"/srv/a\"\nowner = \"a:b c\"", "USER:GROUP"),
+            (
+                "path = \"/srv/a\"\n[[sync.tree]]\npath = \"/srv/a/b\"",
+                "overlap",
+            ),
+        ] {
+            let said = with(tree);
+            assert!(said.contains(word), "{tree}: {said}");
+        }
     }
 
     #[test]
