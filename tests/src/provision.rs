@@ -112,7 +112,7 @@ pub fn make_secrets() -> Result<PathBuf, LabError> {
             "-out",
             &path(&format!("{node}.pem")),
         ])?;
-        for kind in ["host", "peer"] {
+        for kind in ["host", "peer", "sync"] {
             let file = path(&format!("{node}.{kind}"));
             if !Path::new(&file).exists() {
                 Program::new("ssh-keygen")
@@ -167,12 +167,14 @@ pub fn furnish(
             other.front()
         ));
         if other != node {
-            authorized.push(format!(
-                "restrict,from=\"{},{}\",command=\"/usr/libexec/keepalived-companion/peer\" {}",
-                other.private(),
-                other.front(),
-                read(&keys.join(format!("{other}.peer.pub")))?
-            ));
+            for (key, program) in [("peer", "peer"), ("sync", "sync-receive")] {
+                authorized.push(format!(
+                    "restrict,from=\"{},{}\",command=\"/usr/libexec/keepalived-companion/{program}\" {}",
+                    other.private(),
+                    other.front(),
+                    read(&keys.join(format!("{other}.{key}.pub")))?
+                ));
+            }
         }
     }
     for account in [
@@ -183,11 +185,13 @@ pub fn furnish(
         write(&secrets.join(account), 0o600, &read(&keys.join(account))?)?;
     }
     write(&secrets.join("ca.pem"), 0o600, &read(&keys.join("ca.pem"))?)?;
-    write(
-        &secrets.join("peer_ed25519"),
-        0o600,
-        &read(&keys.join(format!("{node}.peer")))?,
-    )?;
+    for key in ["peer", "sync"] {
+        write(
+            &secrets.join(format!("{key}_ed25519")),
+            0o600,
+            &read(&keys.join(format!("{node}.{key}")))?,
+        )?;
+    }
     write(&secrets.join("known_hosts"), 0o600, &known_hosts.concat())?;
     write(
         &root.join("root/.ssh/authorized_keys"),
@@ -231,12 +235,27 @@ pub fn furnish(
         &format!("127.0.0.1 localhost\n127.0.1.1 {node}\n"),
     )?;
     adapt_settings(&root, advert_int)?;
+    empty_document_root(&root)?;
     // Not before the databases are made; afterwards at each boot.
     write(
         &root.join("etc/systemd/system/keepalived.service.d/lab.conf"),
         0o644,
         "[Unit]\nConditionPathExists=/etc/keepalived/lab-ready\n",
     )
+}
+
+/// The image's directory is in the lower layer of the overlay, which cannot rename it: a new one.
+fn empty_document_root(root: &Path) -> Result<(), LabError> {
+    let path = root.join("var/www/html");
+    fs::remove_dir_all(&path).map_err(at(&path))?;
+    fs::create_dir(&path).map_err(at(&path))?;
+    let (uid, gid) = user_ids(root, "www-data")?;
+    let page = path.join("index.html");
+    write(&page, 0o644, "it works\n")?;
+    for path in [&path, &page] {
+        chown(path, Some(uid), Some(gid)).map_err(at(path))?;
+    }
+    Ok(())
 }
 
 /// What differs between the shipped settings and the lab's.

@@ -1,6 +1,6 @@
 //! A program that stays: one line out, one line back, each with a deadline.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -11,6 +11,12 @@ use crate::{ProcessError, Program};
 /// Longest line accepted from the other side, in bytes.
 const LINE_CAP: usize = 1024 * 1024;
 
+/// Most of its standard error that is read, in bytes.
+const COMPLAINT_CAP: u64 = 1024 * 1024;
+
+/// Its output has ended: how long its standard error may take to end, too.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// A running program that answers line by line. Dropping it closes its input and kills it.
 #[derive(Debug)]
 pub struct Conversation {
@@ -18,6 +24,8 @@ pub struct Conversation {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
+    /// The last line of its standard error.
+    complaint: Receiver<String>,
 }
 
 impl Program {
@@ -30,7 +38,7 @@ impl Program {
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| ProcessError::Spawn {
                 command: command.clone(),
@@ -49,11 +57,24 @@ impl Program {
                 }
             }
         });
+        let (last_words, complaint) = mpsc::channel();
+        let stderr = child.stderr.take();
+        thread::spawn(move || {
+            let Some(stderr) = stderr else { return };
+            let lines = BufReader::new(stderr.take(COMPLAINT_CAP)).lines();
+            let last = lines
+                .map_while(Result::ok)
+                .inspect(|line| log::debug!("{line}"))
+                .last();
+            // Nobody listens any more when the conversation was given up.
+            let _ = last_words.send(last.unwrap_or_default());
+        });
         Ok(Conversation {
             command,
             child,
             stdin,
             lines,
+            complaint,
         })
     }
 }
@@ -61,14 +82,11 @@ impl Program {
 impl Conversation {
     /// Sends one line and waits for one line.
     pub fn ask(&mut self, line: &str, deadline: Duration) -> Result<String, ProcessError> {
-        if let Some(stdin) = &mut self.stdin {
+        if let Some(mut stdin) = self.stdin.as_ref() {
             stdin
                 .write_all(format!("{line}\n").as_bytes())
                 .and_then(|()| stdin.flush())
-                .map_err(|source| ProcessError::Wait {
-                    command: self.command.clone(),
-                    source,
-                })?;
+                .map_err(|_| self.ended())?;
         }
         self.lines
             .recv_timeout(deadline)
@@ -77,14 +95,24 @@ impl Conversation {
                     command: self.command.clone(),
                     deadline,
                 },
-                RecvTimeoutError::Disconnected => ProcessError::Ended {
-                    command: self.command.clone(),
-                },
+                RecvTimeoutError::Disconnected => self.ended(),
             })
     }
 }
 
 impl Conversation {
+    /// Whether the program has ended.
+    pub fn is_over(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn ended(&self) -> ProcessError {
+        ProcessError::Ended {
+            command: self.command.clone(),
+            stderr: self.complaint.recv_timeout(LAST_WORDS).unwrap_or_default(),
+        }
+    }
+
     /// Waits, without a limit, until the program closes its output; what it says is dropped.
     pub fn wait_for_end(self) {
         while self.lines.recv().is_ok() {}

@@ -1,6 +1,7 @@
 //! The one place that runs programs: argv only, a deadline, capped output, no shell.
 
 mod conversation;
+mod running;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 pub use conversation::Conversation;
+pub use running::Running;
 
 /// Most bytes of each stream that are kept; the rest is read and dropped.
 const OUTPUT_CAP: u64 = 4 * 1024 * 1024;
@@ -291,11 +293,19 @@ pub enum ProcessError {
         /// The limit.
         deadline: Duration,
     },
+    /// The caller did not want to wait any longer.
+    #[error("`{command}` was stopped")]
+    Stopped {
+        /// The command line.
+        command: String,
+    },
     /// It ended in mid-conversation.
-    #[error("`{command}` ended before it answered")]
+    #[error("`{command}` ended before it answered: {stderr}")]
     Ended {
         /// The command line.
         command: String,
+        /// The last line that it said.
+        stderr: String,
     },
     /// It ended badly.
     #[error("`{command}` failed ({end}): {stderr}")]

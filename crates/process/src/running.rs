@@ -1,0 +1,295 @@
+//! A program that is started ahead of its work and waits for its input.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::{OUTPUT_CAP, Output, ProcessError, Program};
+
+/// How often a wait asks whether it goes on.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A started program whose standard input is still open. Dropping it kills its process group.
+#[derive(Debug)]
+pub struct Running {
+    command: String,
+    child: Child,
+    reaped: bool,
+}
+
+impl Program {
+    /// Starts the program in a process group of its own; it gets its input by [`Running::finish`].
+    pub fn start(&self) -> Result<Running, ProcessError> {
+        let child = Command::new(&self.argv[0])
+            .args(&self.argv[1..])
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|source| ProcessError::Spawn {
+                command: self.command_line(),
+                source,
+            })?;
+        Ok(Running {
+            command: self.command_line(),
+            child,
+            reaped: false,
+        })
+    }
+}
+
+/// After SIGTERM a program gets this long to clean up: rsync removes its temporary file.
+const GRACE: Duration = Duration::from_millis(300);
+
+impl Program {
+    /// Runs the program with this process's own standard input and output until it ends, or until
+    /// `go_on` says no: asked at first, whenever `wake` is readable, and once a second.
+    pub fn run_attached(
+        &self,
+        wake: impl AsFd,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<ExitStatus, ProcessError> {
+        let failed = |source: io::Error| ProcessError::Wait {
+            command: self.command_line(),
+            source,
+        };
+        let mut child = Command::new(&self.argv[0])
+            .args(&self.argv[1..])
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .env_remove("NOTIFY_SOCKET")
+            .process_group(0)
+            .spawn()
+            .map_err(|source| ProcessError::Spawn {
+                command: self.command_line(),
+                source,
+            })?;
+        let pid = Pid::from_child(&child);
+        let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
+        let wait = |timeout: Duration, wake: Option<&dyn AsFdRef>| -> io::Result<bool> {
+            let timeout = timeout
+                .try_into()
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            let mut fds = vec![PollFd::new(&exit, PollFlags::IN)];
+            fds.extend(wake.map(|w| PollFd::from_borrowed_fd(w.fd(), PollFlags::IN)));
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) => Ok(!fds[0].revents().is_empty()),
+                Err(rustix::io::Errno::INTR) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        };
+        while go_on() {
+            if wait(Duration::from_secs(1), Some(&wake)).map_err(failed)? {
+                return child.wait().map_err(failed);
+            }
+        }
+        let _ = kill_process_group(pid, Signal::TERM);
+        if !wait(GRACE, None).map_err(failed)? {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        let _ = child.wait();
+        Err(ProcessError::Stopped {
+            command: self.command_line(),
+        })
+    }
+}
+
+/// A file descriptor behind a reference of any type.
+trait AsFdRef {
+    fn fd(&self) -> BorrowedFd<'_>;
+}
+
+impl<T: AsFd> AsFdRef for T {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+impl Running {
+    /// Whether it has ended before it got its input.
+    pub fn ended(&mut self) -> bool {
+        match self.child.try_wait() {
+            Ok(None) => false,
+            Ok(Some(_)) | Err(_) => {
+                self.reaped = true;
+                true
+            }
+        }
+    }
+
+    /// Gives the whole input and waits for the end. Standard output goes to `on_output` as it comes;
+    /// standard error is kept, capped. Several times a second `go_on` is asked; when it says no, the
+    /// process group is killed and [`ProcessError::Stopped`] is returned.
+    pub fn finish(
+        mut self,
+        input: &[u8],
+        mut on_output: impl FnMut(&[u8]),
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Output, ProcessError> {
+        let command = self.command.clone();
+        let failed = |source: io::Error| ProcessError::Wait {
+            command: command.clone(),
+            source,
+        };
+        let pid = Pid::from_child(&self.child);
+        let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
+        let mut stdin = self.child.stdin.take();
+        let mut stdout = self.child.stdout.take();
+        let mut stderr = self.child.stderr.take();
+        if let Some(pipe) = &stdin {
+            nonblocking(pipe).map_err(failed)?;
+        }
+        if let Some(pipe) = &stdout {
+            nonblocking(pipe).map_err(failed)?;
+        }
+        if let Some(pipe) = &stderr {
+            nonblocking(pipe).map_err(failed)?;
+        }
+        let mut left = input;
+        let mut errors = Vec::new();
+        let look = LOOK
+            .try_into()
+            .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        loop {
+            if let Some(pipe) = &mut stdin {
+                match write_some(pipe, &mut left) {
+                    Ok(()) if left.is_empty() => stdin = None,
+                    Ok(()) => {}
+                    // It does not want the rest; its exit says why.
+                    Err(_) => stdin = None,
+                }
+            }
+            read_some(&mut stdout, &mut on_output);
+            read_some(&mut stderr, &mut |bytes: &[u8]| {
+                if (errors.len() as u64) < OUTPUT_CAP {
+                    errors.extend_from_slice(bytes);
+                }
+            });
+            let mut fds = vec![PollFd::new(&exit, PollFlags::IN)];
+            fds.extend(stdin.iter().map(|p| PollFd::new(p, PollFlags::OUT)));
+            fds.extend(stdout.iter().map(|p| PollFd::new(p, PollFlags::IN)));
+            fds.extend(stderr.iter().map(|p| PollFd::new(p, PollFlags::IN)));
+            match poll(&mut fds, Some(&look)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+            let exited = !fds[0].revents().is_empty();
+            drop(fds);
+            if exited {
+                // What it wrote last is in the pipes; a grandchild may keep them open.
+                read_some(&mut stdout, &mut on_output);
+                read_some(&mut stderr, &mut |bytes: &[u8]| {
+                    errors.extend_from_slice(bytes)
+                });
+                let status = self.child.wait().map_err(failed)?;
+                self.reaped = true;
+                return Ok(Output {
+                    command,
+                    status,
+                    stdout: Vec::new(),
+                    stderr: errors,
+                });
+            }
+            if !go_on() {
+                return Err(ProcessError::Stopped { command });
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn nonblocking(pipe: &impl AsFd) -> io::Result<()> {
+    let flags = fcntl_getfl(pipe)?;
+    Ok(fcntl_setfl(pipe, flags | OFlags::NONBLOCK)?)
+}
+
+fn write_some(pipe: &mut impl Write, left: &mut &[u8]) -> io::Result<()> {
+    while !left.is_empty() {
+        match pipe.write(left) {
+            Ok(count) => *left = &left[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads what is there; a pipe that is closed is dropped.
+fn read_some(pipe: &mut Option<impl Read>, on_bytes: &mut impl FnMut(&[u8])) {
+    let Some(open) = pipe else { return };
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match open.read(&mut buffer) {
+            Ok(0) => {
+                *pipe = None;
+                return;
+            }
+            Ok(count) => on_bytes(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => {
+                *pipe = None;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn much_input_and_output_pass_at_once() {
+        let input = vec![b'x'; 3_000_000];
+        let mut seen = 0;
+        let output = Program::new("cat")
+            .start()
+            .unwrap()
+            .finish(&input, |bytes| seen += bytes.len(), || true)
+            .unwrap();
+        assert!(output.status.success());
+        assert_eq!(seen, input.len());
+    }
+
+    #[test]
+    fn a_program_that_waits_is_alive_and_one_that_ended_is_seen() {
+        let mut waits = Program::new("cat").start().unwrap();
+        assert!(!waits.ended());
+        let ends = Program::new("sh").args(["-c", "echo no >&2; exit 3"]);
+        let output = ends.start().unwrap().finish(b"x", |_| (), || true).unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        assert_eq!(output.stderr, b"no\n");
+    }
+
+    #[test]
+    fn it_is_killed_when_told_to_stop() {
+        let start = Instant::now();
+        let stopped = Program::new("sh")
+            .args(["-c", "sleep 60 & wait"])
+            .start()
+            .unwrap()
+            .finish(b"", |_| (), || false);
+        assert!(matches!(stopped, Err(ProcessError::Stopped { .. })));
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+}

@@ -1,0 +1,323 @@
+//! From names that have changed to the list that rsync reads: each is looked at now, not as it was
+//! when its event came.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::dirs::Key;
+use crate::queue::Mark;
+use crate::root;
+
+/// A name to be sent.
+#[derive(Debug)]
+pub struct Entry {
+    /// Which.
+    pub key: Key,
+    /// Since when, and who waits.
+    pub mark: Mark,
+    /// Its path, relative to the root.
+    pub path: Vec<u8>,
+}
+
+/// A list for one run of rsync.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Paths, each with `./` before it and a NUL behind.
+    pub list: Vec<u8>,
+    /// What the list stands for.
+    pub entries: Vec<Entry>,
+    /// Large files, to be sent beside it, with their sizes.
+    pub large: Vec<(Entry, u64)>,
+    /// Files that it deletes, as far as they were counted.
+    pub deletions: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+}
+
+/// Names of files with several names: all of them must be in one list, or the standby's fall apart.
+#[derive(Debug, Default)]
+pub struct Links {
+    names: HashMap<u64, Vec<Vec<u8>>>,
+    /// With how many names a search found fewer: the others are outside the tree.
+    searched: HashMap<u64, u64>,
+}
+
+/// The path below a root.
+pub fn below(root: &Path, path: &[u8]) -> PathBuf {
+    root.join(OsStr::from_bytes(path))
+}
+
+/// Looks at every entry and makes the list. Files of `large` bytes or more are left out of it.
+pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) -> Batch {
+    let mut batch = Batch::default();
+    let mut list = List {
+        root,
+        bytes: Vec::new(),
+        listed: HashSet::new(),
+        ancestors: HashMap::new(),
+    };
+    let mut linked: Vec<(u64, u64, Vec<u8>)> = Vec::new();
+    for entry in entries {
+        if entry.path.is_empty() {
+            // The root's own attributes go with anything in it, and this is nowhere.
+            list.add(root::CANARY.as_bytes());
+            batch.entries.push(entry);
+            continue;
+        }
+        if let Some(bad) = list.bad_ancestor(parent(&entry.path)) {
+            // rsync would make a directory of it: what stands there now is sent instead.
+            if bad.missing {
+                batch.deletions += entry.mark.lost;
+            }
+            list.add(&bad.path);
+            batch.entries.push(entry);
+            continue;
+        }
+        match fs::symlink_metadata(below(root, &entry.path)) {
+            Ok(metadata) => {
+                if metadata.is_file() && metadata.len() >= large && metadata.nlink() == 1 {
+                    batch.large.push((entry, metadata.len()));
+                    continue;
+                }
+                if !metadata.is_dir() && metadata.nlink() > 1 {
+                    linked.push((metadata.ino(), metadata.nlink(), entry.path.clone()));
+                }
+                batch.bytes += if metadata.is_file() {
+                    metadata.len()
+                } else {
+                    0
+                };
+            }
+            Err(_) => batch.deletions += entry.mark.lost.max(1),
+        }
+        list.add(&entry.path);
+        batch.entries.push(entry);
+    }
+    for path in links.all_names(root, &linked) {
+        list.add(&path);
+    }
+    batch.list = list.bytes;
+    batch
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    path.iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(b"", |slash| &path[..slash])
+}
+
+/// The topmost ancestor that is not a directory.
+#[derive(Debug, Clone)]
+struct Bad {
+    path: Vec<u8>,
+    missing: bool,
+}
+
+struct List<'a> {
+    root: &'a Path,
+    bytes: Vec<u8>,
+    listed: HashSet<Vec<u8>>,
+    ancestors: HashMap<Vec<u8>, Option<Bad>>,
+}
+
+impl List<'_> {
+    /// Without `./` a name that begins with `#` or `;` is skipped in silence.
+    fn add(&mut self, path: &[u8]) {
+        if self.listed.insert(path.to_vec()) {
+            self.bytes.extend_from_slice(b"./");
+            self.bytes.extend_from_slice(path);
+            self.bytes.push(0);
+        }
+    }
+
+    fn bad_ancestor(&mut self, directory: &[u8]) -> Option<Bad> {
+        if directory.is_empty() {
+            return None;
+        }
+        if let Some(known) = self.ancestors.get(directory) {
+            return known.clone();
+        }
+        let bad = self.bad_ancestor(parent(directory)).or_else(|| {
+            let found = fs::symlink_metadata(below(self.root, directory));
+            let fine = found.as_ref().is_ok_and(Metadata::is_dir);
+            (!fine).then(|| Bad {
+                path: directory.to_vec(),
+                missing: found.is_err(),
+            })
+        });
+        self.ancestors.insert(directory.to_vec(), bad.clone());
+        bad
+    }
+}
+
+impl Links {
+    /// Every name of the files given by inode, number of names and one name.
+    fn all_names(&mut self, root: &Path, files: &[(u64, u64, Vec<u8>)]) -> Vec<Vec<u8>> {
+        let mut wanted = HashSet::new();
+        for (inode, count, path) in files {
+            let names = self.names.entry(*inode).or_default();
+            if !names.contains(path) {
+                names.push(path.clone());
+            }
+            let before = names.len();
+            names.retain(|name| {
+                fs::symlink_metadata(below(root, name)).is_ok_and(|m| m.ino() == *inode)
+            });
+            if names.len() < before {
+                self.searched.remove(inode);
+            }
+            if (names.len() as u64) < *count && self.searched.get(inode) != Some(count) {
+                wanted.insert(*inode);
+                self.searched.insert(*inode, *count);
+            }
+        }
+        if !wanted.is_empty() {
+            search(root, &mut Vec::new(), &wanted, &mut self.names);
+        }
+        let mut all = Vec::new();
+        for (inode, _, _) in files {
+            all.extend(self.names.get(inode).into_iter().flatten().cloned());
+        }
+        all
+    }
+}
+
+/// Finds the names of inodes below a directory of the root.
+fn search(
+    root: &Path,
+    path: &mut Vec<u8>,
+    wanted: &HashSet<u64>,
+    names: &mut HashMap<u64, Vec<Vec<u8>>>,
+) {
+    let length = path.len();
+    for entry in fs::read_dir(below(root, path))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        if length == 0 && root::is_own(name.as_bytes()) {
+            continue;
+        }
+        if length > 0 {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.as_bytes());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            search(root, path, wanted, names);
+        } else {
+            // The inode of a directory's entry costs no look at the file.
+            let inode = std::os::unix::fs::DirEntryExt::ino(&entry);
+            if wanted.contains(&inode) {
+                let known = names.entry(inode).or_default();
+                if !known.contains(path) {
+                    known.push(path.clone());
+                }
+            }
+        }
+        path.truncate(length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::dirs::Dirs;
+    use crate::queue::{Change, Queue};
+
+    fn entries(paths: &[&[u8]]) -> Vec<Entry> {
+        let mut dirs = Dirs::default();
+        let dir = dirs.add_root(0);
+        let now = Instant::now();
+        paths
+            .iter()
+            .map(|path| {
+                let mut queue = Queue::default();
+                let key = Key {
+                    dir,
+                    name: Arc::from(*path),
+                };
+                queue.mark(key, Change::Whole, now);
+                let later = now + std::time::Duration::from_secs(1);
+                let (key, mark) = queue.take(later, 1, |_| false).remove(0);
+                Entry {
+                    key,
+                    mark,
+                    path: path.to_vec(),
+                }
+            })
+            .collect()
+    }
+
+    fn listed(batch: &Batch) -> Vec<String> {
+        let mut paths: Vec<String> = batch
+            .list
+            .split(|byte| *byte == 0)
+            .filter(|path| !path.is_empty())
+            .map(|path| String::from_utf8_lossy(path).into_owned())
+            .collect();
+        paths.sort();
+        paths
+    }
+
+    #[test]
+    fn names_are_looked_at_as_they_are_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::create_dir_all(root.join("d/e")).unwrap();
+        fs::write(root.join("d/e/#x"), "12345").unwrap();
+        fs::write(root.join("large"), vec![0; 2000]).unwrap();
+        std::os::unix::fs::symlink("d", root.join("link")).unwrap();
+        let batch = build(
+            root,
+            entries(&[
+                b"d/e/#x",
+                b"d/gone/deep/er",
+                b"d/gone/deep",
+                b"link/e/f",
+                b"large",
+                b"missing",
+                b"",
+            ]),
+            &mut Links::default(),
+            1000,
+        );
+        assert_eq!(
+            listed(&batch),
+            [
+                "./.keepalived-companion-canary",
+                "./d/e/#x",
+                "./d/gone",
+                "./link",
+                "./missing"
+            ]
+        );
+        assert_eq!((batch.large.len(), batch.bytes, batch.deletions), (1, 5, 1));
+        assert_eq!(batch.entries.len(), 6);
+    }
+
+    #[test]
+    fn a_file_with_several_names_goes_with_all_of_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::create_dir_all(root.join("deep/er")).unwrap();
+        fs::write(root.join("a"), "x").unwrap();
+        for name in ["b", "deep/er/c"] {
+            fs::hard_link(root.join("a"), root.join(name)).unwrap();
+        }
+        let mut links = Links::default();
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
+        // One is moved, which is another name.
+        fs::rename(root.join("a"), root.join("moved")).unwrap();
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        assert_eq!(listed(&batch), ["./b", "./deep/er/c", "./moved"]);
+    }
+}

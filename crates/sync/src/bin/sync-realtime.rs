@@ -1,0 +1,5 @@
+//! The service that mirrors the trees.
+
+fn main() -> std::process::ExitCode {
+    sync::realtime()
+}

@@ -1,0 +1,5 @@
+//! The forced command that takes files.
+
+fn main() -> std::process::ExitCode {
+    sync::receive()
+}

@@ -1,0 +1,137 @@
+//! Up to when a standby is known to have everything: what a restart of the service goes on from.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+use statefile::{Durability, read_json, replace_json};
+
+/// Times of files are those of the kernel's last tick, and the clock is read a moment later.
+const MARGIN: Duration = Duration::from_secs(2);
+/// A clock that was set by more than this since makes the times of files worthless.
+const CLOCK_SLACK: f64 = 0.5;
+/// With more unsent paths than this the next start compares instead.
+const MOST_PENDING: usize = 1000;
+
+/// The state of one standby at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The epoch that was served.
+    pub epoch: u64,
+    /// This boot of this node: after another one the standby is compared.
+    pub boot_id: String,
+    /// The name of the standby's complete state.
+    pub token: String,
+    /// Every change before this moment was acknowledged, in seconds since 1970 ...
+    at: f64,
+    /// ... on a clock that was so far ahead of the time since boot, in seconds.
+    clock_offset: f64,
+    /// Except for these paths (tree, path), which were set aside.
+    pub pending: Vec<(u16, Vec<u8>)>,
+}
+
+fn file(settings: &Settings, standby: &str) -> PathBuf {
+    settings
+        .paths
+        .run
+        .join(format!("sync-checkpoint-{standby}.json"))
+}
+
+fn clock() -> (f64, f64) {
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64();
+    (wall, wall - observe::uptime_seconds())
+}
+
+impl Checkpoint {
+    /// The present moment; none when too much is set aside to be listed.
+    pub fn now(epoch: u64, token: &str, pending: Vec<(u16, Vec<u8>)>) -> Option<Self> {
+        let (at, clock_offset) = clock();
+        (pending.len() <= MOST_PENDING).then(|| Self {
+            epoch,
+            boot_id: observe::boot_id(),
+            token: token.to_owned(),
+            at,
+            clock_offset,
+            pending,
+        })
+    }
+
+    /// In the run directory: it is worth nothing after a boot.
+    pub fn save(
+        &self,
+        settings: &Settings,
+        standby: &str,
+    ) -> Result<(), statefile::StateFileError> {
+        replace_json(&file(settings, standby), 0o600, self, Durability::Visible)
+    }
+
+    /// The last one, when a start in this epoch can go on from it.
+    pub fn load(settings: &Settings, standby: &str, epoch: u64) -> Option<Self> {
+        let checkpoint: Self = match read_json(&file(settings, standby)) {
+            Ok(checkpoint) => checkpoint?,
+            Err(error) => {
+                log::warn!("{error}; {standby} is compared instead");
+                return None;
+            }
+        };
+        let (now, offset) = clock();
+        checkpoint
+            .usable(epoch, &observe::boot_id(), now, offset)
+            .then_some(checkpoint)
+    }
+
+    fn usable(&self, epoch: u64, boot_id: &str, now: f64, offset: f64) -> bool {
+        self.epoch == epoch
+            && self.boot_id == boot_id
+            && self.at <= now
+            && (self.clock_offset - offset).abs() < CLOCK_SLACK
+    }
+
+    /// Files and directories with this or a later time of change are looked at.
+    pub fn since(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs_f64(self.at.max(0.0)).saturating_sub(MARGIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_epoch_boot_and_clock_count() {
+        let checkpoint = Checkpoint {
+            epoch: 7,
+            boot_id: "b".to_owned(),
+            token: "t".to_owned(),
+            at: 1000.0,
+            clock_offset: 900.0,
+            pending: Vec::new(),
+        };
+        for (epoch, boot, now, offset, usable) in [
+            (7, "b", 1010.0, 900.1, true),
+            (8, "b", 1010.0, 900.0, false),
+            (7, "c", 1010.0, 900.0, false),
+            (7, "b", 999.0, 900.0, false),
+            // Set back by an hour, and forward.
+            (7, "b", 1010.0, -2700.0, false),
+            (7, "b", 4610.0, 4500.0, false),
+        ] {
+            assert_eq!(
+                checkpoint.usable(epoch, boot, now, offset),
+                usable,
+                "{epoch} {boot} {now} {offset}"
+            );
+        }
+        assert_eq!(checkpoint.since(), UNIX_EPOCH + Duration::from_secs(998));
+    }
+
+    #[test]
+    fn too_much_set_aside_is_no_checkpoint() {
+        assert!(Checkpoint::now(1, "t", vec![(0, Vec::new()); 1000]).is_some());
+        assert!(Checkpoint::now(1, "t", vec![(0, Vec::new()); 1001]).is_none());
+    }
+}

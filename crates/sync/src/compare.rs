@@ -1,0 +1,165 @@
+//! What a standby has otherwise: rsync's own comparison, without a change, and how its lines are read.
+//! Each difference becomes a name in the queue, so a first filling, a return and a scan after an
+//! overflow are all sent in the same way as a change is.
+
+use std::path::Path;
+
+/// What to compare in one tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything.
+    Whole,
+    /// These directories with all below them.
+    Below(Vec<Vec<u8>>),
+    /// The names in the root itself.
+    NamesInRoot,
+}
+
+impl Scope {
+    /// rsync's options, beyond those of a transfer.
+    pub fn options(&self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &["-n", "--delete", "--out-format=%i %n", "-r"],
+            Self::Below(_) => &[
+                "-n",
+                "--delete",
+                "--out-format=%i %n",
+                "-r",
+                "--from0",
+                "--files-from=-",
+            ],
+            Self::NamesInRoot => &[
+                "-n",
+                "--delete",
+                "--out-format=%i %n",
+                "-d",
+                "--no-r",
+                "--from0",
+                "--files-from=-",
+            ],
+        }
+    }
+
+    /// rsync's input.
+    pub fn list(&self) -> Vec<u8> {
+        match self {
+            Self::Whole => Vec::new(),
+            Self::NamesInRoot => b"./\0".to_vec(),
+            Self::Below(paths) => {
+                let mut list = Vec::new();
+                for path in paths {
+                    list.extend_from_slice(b"./");
+                    list.extend_from_slice(path);
+                    // With the slash its content is compared, not only the directory.
+                    list.extend_from_slice(b"/\0");
+                }
+                list
+            }
+        }
+    }
+}
+
+/// A difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Relative to the root, without a slash at the end; empty for the root itself.
+    pub path: Vec<u8>,
+    /// The standby has it and this node has not.
+    pub extraneous: bool,
+}
+
+/// Reads one line of `--out-format=%i %n`. None for lines that are not differences.
+pub fn read_line(line: &[u8]) -> Option<Difference> {
+    // Eleven letters of --itemize-changes, or `*deleting` and blanks.
+    let (what, path) = line.split_at_checked(11)?;
+    let path = path.strip_prefix(b" ")?;
+    let extraneous = what.starts_with(b"*deleting");
+    if !extraneous && !matches!(what[0], b'<' | b'>' | b'c' | b'h' | b'.') {
+        return None;
+    }
+    let mut path = unescape(path);
+    while path.last() == Some(&b'/') {
+        path.pop();
+    }
+    if path.starts_with(b"./") {
+        path.drain(..2);
+    }
+    if path == b"." {
+        path.clear();
+    }
+    Some(Difference { path, extraneous })
+}
+
+/// rsync prints bytes that are not printable ASCII as `\#ooo`, in octal (in the locale C).
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, tail)) = rest.split_first() {
+        if let [
+            b'\\',
+            b'#',
+            a @ b'0'..=b'3',
+            b @ b'0'..=b'7',
+            c @ b'0'..=b'7',
+            ..,
+        ] = rest
+        {
+            bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+            rest = &rest[5..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    bytes
+}
+
+/// Whether a path is still a directory, and may be in such a list.
+pub fn is_directory(root: &Path, path: &[u8]) -> bool {
+    std::fs::symlink_metadata(crate::batch::below(root, path)).is_ok_and(|m| m.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_rsync_3_5_are_read() {
+        for (line, path, extraneous) in [
+            (&b"<f.st...... c/f3"[..], &b"c/f3"[..], false),
+            (b"<f+++++++++ a/new", b"a/new", false),
+            (b"cd+++++++++ a/", b"a", false),
+            (b".d..t...... ./", b"", false),
+            (b"cL+++++++++ link", b"link", false),
+            (b"hf+++++++++ hard", b"hard", false),
+            (b"*deleting   extra/x/", b"extra/x", true),
+            (
+                b"*deleting    begins with a blank",
+                b" begins with a blank",
+                true,
+            ),
+            (b"<f+++++++++ a\\#012b\\#377", b"a\nb\xff", false),
+            (b"<f+++++++++ a\\#134#012", b"a\\#012", false),
+            (b"<f+++++++++ plain\\#9", b"plain\\#9", false),
+        ] {
+            let difference = read_line(line).unwrap();
+            assert_eq!(difference.path, path, "{}", String::from_utf8_lossy(line));
+            assert_eq!(difference.extraneous, extraneous);
+        }
+        for line in [
+            &b""[..],
+            b"short",
+            b"skipping directory .",
+            b"rsync: error of some kind",
+        ] {
+            assert_eq!(read_line(line), None, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn a_list_names_directories_with_their_content() {
+        assert!(Scope::Whole.list().is_empty());
+        let scope = Scope::Below(vec![b"a".to_vec(), b"b/c".to_vec()]);
+        assert_eq!(scope.list(), b"./a/\0./b/c/\0");
+    }
+}

@@ -1,0 +1,147 @@
+//! The threads of one role: a reader of events, and on the active node a worker for each standby.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use settings::Settings;
+
+use crate::checkpoint::Checkpoint;
+use crate::dirs::NodeId;
+use crate::pattern::{PatternError, Patterns};
+use crate::queue::Change;
+use crate::root::{self, RootError};
+use crate::standby::Worker;
+use crate::state::{Shared, StandbyState, State, TreeState};
+use crate::watch::{Noting, Watcher, request_comparison};
+
+/// Why the threads were not started.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A root is not usable.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// A pattern of the settings.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// The kernel gives no inotify instance.
+    #[error("no watch: {0}; see fs.inotify.max_user_instances")]
+    Watch(std::io::Error),
+}
+
+/// Running threads. They end by themselves soon after [`Engine::stop`].
+#[derive(Debug)]
+pub struct Engine {
+    /// What they share.
+    pub shared: Arc<Shared>,
+    /// The epoch that is served; none on a standby.
+    pub epoch: Option<u64>,
+    /// How long the watches took.
+    pub took: Duration,
+}
+
+impl Engine {
+    /// Watches, and on the active node (with an epoch) serves every standby. When it returns the watches
+    /// stand.
+    pub fn start(settings: &Settings, epoch: Option<u64>) -> Result<Self, EngineError> {
+        let start = Instant::now();
+        let mut state = State::default();
+        for (tree, index) in settings.sync.trees.iter().zip(0..) {
+            let identity = root::ensure(settings, &tree.path)?;
+            let root = state.dirs.add_root(index);
+            state.trees.push(TreeState {
+                path: tree.path.clone(),
+                owner: tree.owner.clone(),
+                exclude: tree.exclude.clone(),
+                patterns: Patterns::new(&tree.exclude)?,
+                root,
+                identity,
+                probe: String::new(),
+            });
+        }
+        let roots = settings.sync.trees.iter().map(|tree| tree.path.as_path());
+        let watcher = Watcher::new(roots).map_err(EngineError::Watch)?;
+        let trees = state.trees.clone();
+        let mut tokens = Vec::new();
+        if let Some(epoch) = epoch {
+            let checkpoints: Vec<Option<Checkpoint>> = settings
+                .peers()
+                .map(|peer| Checkpoint::load(settings, &peer.name, epoch))
+                .collect();
+            state.standbys = settings
+                .peers()
+                .map(|peer| StandbyState {
+                    name: peer.name.clone(),
+                    ..StandbyState::default()
+                })
+                .collect();
+            scan(&watcher, &mut state, &checkpoints, start);
+            tokens = checkpoints
+                .into_iter()
+                .map(|c| c.map(|c| c.token))
+                .collect();
+        }
+        let shared = Arc::new(Shared::default());
+        *shared.lock() = state;
+        let reader = Arc::clone(&shared);
+        thread::spawn(move || watcher.run(&reader));
+        if let Some(epoch) = epoch {
+            for ((index, peer), token) in settings.peers().enumerate().zip(tokens) {
+                let worker = Worker::new(
+                    settings,
+                    peer,
+                    index,
+                    epoch,
+                    &trees,
+                    Arc::clone(&shared),
+                    token,
+                );
+                thread::spawn(move || worker.run());
+            }
+        }
+        Ok(Self {
+            shared,
+            epoch,
+            took: start.elapsed(),
+        })
+    }
+
+    /// Ends the threads, without waiting for them: one may wait for a standby that does not answer, and
+    /// from here on nothing that they send is accepted there or matters here.
+    pub fn stop(self) {
+        let mut state = self.shared.lock();
+        state.stopped = true;
+        for index in 0..state.standbys.len() {
+            let waiting: Vec<u64> = state.waiting.keys().copied().collect();
+            state.answer(
+                index,
+                &waiting,
+                Err("this node is not the active one any more"),
+            );
+        }
+        drop(state);
+        self.shared.notify();
+    }
+}
+
+/// The first look at every tree: names that have changed since the checkpoint of a standby are noted.
+fn scan(watcher: &Watcher, state: &mut State, checkpoints: &[Option<Checkpoint>], now: Instant) {
+    let since: Option<SystemTime> = checkpoints.iter().flatten().map(Checkpoint::since).min();
+    let noting = since.map_or(Noting::Nothing, Noting::ChangedSince);
+    let roots: Vec<NodeId> = state.trees.iter().map(|tree| tree.root).collect();
+    let mut changed = Vec::new();
+    for root in &roots {
+        changed.extend(watcher.scan(state, *root, noting, now));
+    }
+    if since.is_some() {
+        request_comparison(state, &changed);
+    }
+    for (index, checkpoint) in checkpoints.iter().enumerate() {
+        for (tree, path) in checkpoint.iter().flat_map(|c| &c.pending) {
+            let root = roots.get(usize::from(*tree));
+            if let Some(key) = root.and_then(|root| state.dirs.find(*root, path)) {
+                state.standbys[index].queue.mark(key, Change::Whole, now);
+            }
+        }
+    }
+}

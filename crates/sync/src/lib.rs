@@ -1,0 +1,32 @@
+//! sync-realtime and sync-receive: the standby has every file, milliseconds later.
+//!
+//! On the active node a watcher turns the kernel's events into a set of names for each standby, and a
+//! worker for each standby sends them in batches through stock rsync over one ssh connection. On the
+//! standby the forced command `sync-receive` lets an rsync write only while that node is a standby and
+//! the sender's epoch is current.
+
+mod batch;
+mod checkpoint;
+mod cli;
+mod client;
+mod command;
+mod compare;
+mod dirs;
+mod engine;
+mod link;
+mod outcome;
+mod pattern;
+mod queue;
+mod receive;
+mod recovered;
+mod root;
+mod service;
+mod session;
+mod socket;
+mod standby;
+mod state;
+mod status;
+mod tell;
+mod watch;
+
+pub use cli::{realtime, receive};

@@ -1,0 +1,450 @@
+//! `sync-receive`: the forced command for a sender's key. It takes files only while this node is a
+//! standby and the sender's epoch is current, and only into the trees of the settings.
+//!
+//! rsync itself runs as a child with the connection as its input and output. The child is ended as soon
+//! as the node stops being a standby, so a sender that does not know yet that it has lost its role
+//! changes nothing on the new active node.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use observe::{Memory, NodeRole, role_state};
+use process::Program;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{
+    FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, flock, openat2, renameat_with, syncfs,
+};
+use rustix::io::{FdFlags, fcntl_setfd};
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+use statefile::{Durability, read_json, replace_json};
+
+use crate::command::{self, Command, Stream};
+use crate::root;
+use crate::session::{Request, Response};
+
+/// What this node remembers of what it received.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Received {
+    /// The highest epoch that was accepted: an older sender is refused for ever.
+    epoch: u64,
+    /// The epoch up to whose data this copy was complete once; until then nothing is overwritten or
+    /// deleted without a copy.
+    complete_epoch: Option<u64>,
+    /// The last complete state.
+    complete: Option<Complete>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Complete {
+    from: String,
+    epoch: u64,
+    token: String,
+    boot_id: String,
+}
+
+fn received_file(settings: &Settings) -> PathBuf {
+    settings.paths.state.join("sync/received.json")
+}
+
+fn received(settings: &Settings) -> Result<Received, String> {
+    read_json(&received_file(settings))
+        .map(Option::unwrap_or_default)
+        .map_err(|error| error.to_string())
+}
+
+fn remember(settings: &Settings, received: &Received) -> Result<(), String> {
+    replace_json(
+        &received_file(settings),
+        0o600,
+        received,
+        Durability::OnDisk,
+    )
+    .map_err(|error| error.to_string())
+}
+
+/// Where the copies of an epoch's first synchronisation are.
+fn recovery_folder(settings: &Settings, epoch: u64) -> PathBuf {
+    settings
+        .paths
+        .state
+        .join("recovered")
+        .join(epoch.to_string())
+}
+
+/// Entry point of `sync-receive`.
+pub fn main(settings: &Settings, line: &str) -> ExitCode {
+    // Files get their modes from the sender, and ours are exact.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let trees: Vec<&Path> = settings
+        .sync
+        .trees
+        .iter()
+        .map(|t| t.path.as_path())
+        .collect();
+    let done = match command::parse(line, &trees) {
+        Ok(Command::Session) => session(settings).map(|()| ExitCode::SUCCESS),
+        Ok(Command::Stream(stream)) => receive(settings, &stream),
+        Err(refused) => Err(refused.to_string()),
+    };
+    match done {
+        Ok(code) => code,
+        Err(why) => {
+            log::error!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether this node takes anything from that sender now.
+fn gate(settings: &Settings, from: &str, epoch: u64) -> Result<(), String> {
+    if !settings.peers().any(|peer| peer.name == from) {
+        return Err(format!("{from} is not a peer in the settings here"));
+    }
+    let me = &settings.local().name;
+    match role_state(settings).map(|state| state.role) {
+        Some(NodeRole::Standby) => {}
+        Some(NodeRole::Active) => return Err(format!("{me} is the active node itself")),
+        Some(NodeRole::Changing) => return Err(format!("{me} is becoming the active node")),
+        None => {
+            return Err(format!(
+                "{me} does not know its role yet; see the timer keepalived-companion-role"
+            ));
+        }
+    }
+    let memory = Memory::load(settings).map_err(|error| error.to_string())?;
+    let known = memory.highest_epoch.max(received(settings)?.epoch);
+    if epoch < known {
+        return Err(format!(
+            "epoch {epoch} of {from} is over: {known} was seen here"
+        ));
+    }
+    Ok(())
+}
+
+/// The lock that a promotion waits for. It is shared by all receivers, and inherited by rsync: it goes
+/// with the last of them.
+fn share(settings: &Settings) -> Result<File, String> {
+    let path = settings.paths.run.join("receive.lock");
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err("a promotion is running here".to_owned());
+        }
+        Err(error) => return Err(failed(error.into())),
+    }
+    fcntl_setfd(&file, FdFlags::empty()).map_err(|e| failed(e.into()))?;
+    Ok(file)
+}
+
+fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
+    // The lock before the look: a promotion writes the role first and waits for the lock then.
+    let _lock = share(settings)?;
+    let wake = role_changes(settings).map_err(|error| error.to_string())?;
+    gate(settings, &stream.from, stream.epoch)?;
+    root::ensure(settings, &stream.root).map_err(|error| error.to_string())?;
+    let state = received(settings)?;
+    let mut rsync = Program::new("rsync")
+        .arg("--server")
+        .args(&stream.arguments)
+        .arg(format!("--temp-dir={}/{}", root::OWN, root::TEMPORARY));
+    if state.complete_epoch != Some(stream.epoch) && !stream.compares {
+        let below = stream.root.strip_prefix("/").unwrap_or(&stream.root);
+        let folder = recovery_folder(settings, stream.epoch)
+            .join("files")
+            .join(below);
+        rsync = rsync
+            .arg("--backup")
+            .arg(format!("--backup-dir={}", folder.display()));
+    }
+    let rsync = rsync.arg(".").arg(format!("{}/", stream.root.display()));
+    let mut why = None;
+    let ended = rsync.run_attached(&wake, || {
+        drain(&wake);
+        match gate(settings, &stream.from, stream.epoch) {
+            Ok(()) => true,
+            Err(reason) => {
+                why = Some(reason);
+                false
+            }
+        }
+    });
+    match (ended, why) {
+        (_, Some(why)) => Err(format!("stopped: {why}")),
+        (Ok(status), None) => Ok(ExitCode::from(
+            status
+                .code()
+                .and_then(|code| u8::try_from(code).ok())
+                .unwrap_or(1),
+        )),
+        (Err(error), None) => Err(error.to_string()),
+    }
+}
+
+/// Readable when a file of the run directory was replaced, `role.json` among them.
+fn role_changes(settings: &Settings) -> io::Result<OwnedFd> {
+    let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&fd, &settings.paths.run, WatchFlags::MOVED_TO)?;
+    Ok(fd)
+}
+
+fn drain(fd: &OwnedFd) {
+    let mut buffer = [0; 4096];
+    while rustix::io::read(fd, &mut buffer).is_ok_and(|count| count > 0) {}
+}
+
+/// One sender's conversation.
+struct Conversation<'a> {
+    settings: &'a Settings,
+    hello: Option<Hello>,
+}
+
+struct Hello {
+    from: String,
+    epoch: u64,
+    /// The roots, open, in the order of the sender's list.
+    roots: Vec<(PathBuf, OwnedFd)>,
+}
+
+fn session(settings: &Settings) -> Result<(), String> {
+    let mut conversation = Conversation {
+        settings,
+        hello: None,
+    };
+    let mut output = io::stdout().lock();
+    for line in io::stdin().lock().lines() {
+        let line = line.map_err(|error| error.to_string())?;
+        let request: Request =
+            serde_json::from_str(&line).map_err(|error| format!("not a request: {error}"))?;
+        let response = conversation
+            .answer(request)
+            .unwrap_or_else(|why| Response::Refused { why });
+        let mut text = serde_json::to_string(&response).map_err(|error| error.to_string())?;
+        text.push('\n');
+        output
+            .write_all(text.as_bytes())
+            .and_then(|()| output.flush())
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+impl Conversation<'_> {
+    fn answer(&mut self, request: Request) -> Result<Response, String> {
+        let settings = self.settings;
+        if let Request::Hello { from, epoch, trees } = request {
+            let (hello, welcome) = greet(settings, from, epoch, &trees)?;
+            self.hello = Some(hello);
+            return Ok(welcome);
+        }
+        let hello = self.hello.as_ref().ok_or("say hello first")?;
+        gate(settings, &hello.from, hello.epoch)?;
+        let root = |tree: u16| {
+            hello
+                .roots
+                .get(usize::from(tree))
+                .ok_or_else(|| format!("there is no tree {tree}"))
+        };
+        Ok(match request {
+            Request::Flush {} => {
+                flush(settings, hello)?;
+                Response::Done {}
+            }
+            Request::Rename { tree, from, to } => {
+                let (_, fd) = root(tree)?;
+                match rename(fd, &from, &to) {
+                    Ok(()) => Response::Done {},
+                    Err(error) => Response::NotDone {
+                        why: error.to_string(),
+                    },
+                }
+            }
+            Request::Canary { tree } => {
+                let (path, _) = root(tree)?;
+                Response::Canary {
+                    content: fs::read_to_string(path.join(root::CANARY)).ok(),
+                }
+            }
+            Request::Complete { token } => {
+                flush(settings, hello)?;
+                complete(settings, hello, token)?;
+                Response::Done {}
+            }
+            Request::Hello { .. } => return Err("hello was said before".to_owned()),
+        })
+    }
+}
+
+fn greet(
+    settings: &Settings,
+    from: String,
+    epoch: u64,
+    trees: &[String],
+) -> Result<(Hello, Response), String> {
+    gate(settings, &from, epoch)?;
+    let mut roots = Vec::new();
+    for tree in trees {
+        let known = settings
+            .sync
+            .trees
+            .iter()
+            .find(|known| known.path == Path::new(tree))
+            .ok_or_else(|| format!("{tree} is not a tree of the settings here"))?;
+        root::ensure(settings, &known.path).map_err(|error| error.to_string())?;
+        let fd = File::open(&known.path).map_err(|e| format!("{tree}: {e}"))?;
+        roots.push((known.path.clone(), OwnedFd::from(fd)));
+    }
+    let mut state = received(settings)?;
+    if epoch > state.epoch {
+        state.epoch = epoch;
+        remember(settings, &state)?;
+    }
+    let boot_id = observe::boot_id();
+    let complete = state
+        .complete
+        .filter(|c| c.from == from && c.epoch == epoch && c.boot_id == boot_id)
+        .map(|c| c.token);
+    clear_temporary(settings);
+    Ok((
+        Hello { from, epoch, roots },
+        Response::Welcome { boot_id, complete },
+    ))
+}
+
+/// What killed rsyncs left; only while none runs.
+fn clear_temporary(settings: &Settings) {
+    let path = settings.paths.run.join("receive.lock");
+    let Ok(lock) = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+    else {
+        return;
+    };
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return;
+    }
+    for tree in &settings.sync.trees {
+        let directory = root::own(&tree.path, root::TEMPORARY);
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            // A file that stays is tried again by the next sender.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn flush(settings: &Settings, hello: &Hello) -> Result<(), String> {
+    for (path, fd) in &hello.roots {
+        syncfs(fd).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let folder = recovery_folder(settings, hello.epoch);
+    if let Ok(folder) = File::open(&folder) {
+        syncfs(&folder).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Moves a directory below the root; follows no link, and replaces nothing.
+fn rename(root: &OwnedFd, from: &[u8], to: &[u8]) -> io::Result<()> {
+    let (from_parent, from) = parent(root, from)?;
+    let (to_parent, to) = parent(root, to)?;
+    renameat_with(&from_parent, from, &to_parent, to, RenameFlags::NOREPLACE)?;
+    Ok(())
+}
+
+fn parent<'a>(root: &OwnedFd, path: &'a [u8]) -> io::Result<(OwnedFd, &'a [u8])> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let name = *parts.last().ok_or_else(invalid)?;
+    if root::is_own(parts[0])
+        || parts
+            .iter()
+            .any(|part| matches!(*part, b"" | b"." | b"..") || part.contains(&0))
+    {
+        return Err(invalid());
+    }
+    let directory = path
+        .get(..path.len() - name.len())
+        .filter(|d| !d.is_empty());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let fd = openat2(
+        root,
+        directory.unwrap_or(b"."),
+        flags,
+        Mode::empty(),
+        inside,
+    )?;
+    Ok((fd, name))
+}
+
+fn complete(settings: &Settings, hello: &Hello, token: String) -> Result<(), String> {
+    let mut state = received(settings)?;
+    let first = state.complete_epoch != Some(hello.epoch);
+    if first {
+        crate::recovered::report(
+            settings,
+            &recovery_folder(settings, hello.epoch),
+            &hello.from,
+            hello.epoch,
+        )?;
+    }
+    state.complete_epoch = Some(hello.epoch);
+    state.complete = Some(Complete {
+        from: hello.from.clone(),
+        epoch: hello.epoch,
+        token,
+        boot_id: observe::boot_id(),
+    });
+    remember(settings, &state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rename_stays_below_the_root_and_replaces_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        let outside = directory.path().join("outside");
+        for path in ["root/a/b", "root/full/x", "outside/o"] {
+            fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, root.join("link")).unwrap();
+        let fd = OwnedFd::from(File::open(&root).unwrap());
+        for (from, to) in [
+            ("../outside/o", "o"),
+            ("link/o", "o"),
+            ("a/b", "link/b"),
+            ("a/b", "../b"),
+            ("/a/b", "c"),
+            ("a//b", "c"),
+            ("a/./b", "c"),
+            ("a/b", ""),
+            ("a/b", "full"),
+            ("a/b", ".keepalived-companion/b"),
+            (".keepalived-companion", "b"),
+            ("none", "c"),
+        ] {
+            assert!(
+                rename(&fd, from.as_bytes(), to.as_bytes()).is_err(),
+                "{from} {to}"
+            );
+        }
+        rename(&fd, b"a/b", b"full/c").unwrap();
+        assert!(root.join("full/c").is_dir() && root.join("full/x").is_dir());
+        assert!(outside.join("o").is_dir());
+    }
+}

@@ -1,0 +1,183 @@
+//! The root of a tree on this node: its own directory in it, and the marker by which an unmounted,
+//! emptied or exchanged root is told from the real one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+use statefile::{Durability, StateFileError, read_json, replace, replace_json};
+
+/// The directory of ours in each root; never sent, and closed to everybody but root.
+pub const OWN: &str = ".keepalived-companion";
+/// Written and removed at the start of a connection, to see that both arrive.
+pub const CANARY: &str = ".keepalived-companion-canary";
+/// Written by check-inotify, to see that the watcher notices.
+pub const PROBE: &str = "probe";
+/// Written by this program, to know that every event before it has been read.
+pub const BARRIER: &str = "barrier";
+/// Where rsync keeps a file until it is whole: on the same file system, and out of sight.
+pub const TEMPORARY: &str = "tmp";
+const MARKER: &str = "marker";
+
+/// Why a root cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// It is not the one that was adopted.
+    #[error(
+        "{path} is not the directory that was synchronised before ({detail}); mount it, or if the new one is right: sync-realtime --release"
+    )]
+    Exchanged {
+        /// The root.
+        path: PathBuf,
+        /// What is different.
+        detail: String,
+    },
+    /// There is no such directory.
+    #[error("{path}: {source}; the tree must exist on every node")]
+    Missing {
+        /// The root.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A file of ours.
+    #[error(transparent)]
+    State(#[from] StateFileError),
+    /// A directory of ours.
+    #[error("{path}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+/// Device and inode: which directory it is, as long as the machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// The markers of the roots that this node has adopted, by path.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Adopted(BTreeMap<String, String>);
+
+fn record(settings: &Settings) -> PathBuf {
+    settings.paths.state.join("sync/trees.json")
+}
+
+/// A path in our directory of a root.
+pub fn own(root: &Path, name: &str) -> PathBuf {
+    root.join(OWN).join(name)
+}
+
+/// Whether a name in the root is ours.
+pub fn is_own(name: &[u8]) -> bool {
+    name == OWN.as_bytes() || name == CANARY.as_bytes()
+}
+
+/// Makes sure that the root is the one that was adopted, and adopts one that was never seen before.
+pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
+    let found = identity(root)?;
+    let mut adopted: Adopted = read_json(&record(settings))?.unwrap_or_default();
+    let name = root.to_string_lossy().into_owned();
+    let marker = own(root, MARKER);
+    match adopted.0.get(&name) {
+        Some(wanted) => {
+            let detail = match fs::read_to_string(&marker) {
+                Ok(text) if text.trim() == wanted => {
+                    prepare(root)?;
+                    return Ok(found);
+                }
+                Ok(_) => "its marker is another one's".to_owned(),
+                Err(error) => format!("{}: {error}", marker.display()),
+            };
+            Err(RootError::Exchanged {
+                path: root.to_owned(),
+                detail,
+            })
+        }
+        None => {
+            prepare(root)?;
+            let id = match fs::read_to_string(&marker) {
+                Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
+                Ok(_) | Err(_) => {
+                    let id = random();
+                    // The marker first: a record without one would hold the tree.
+                    replace(&marker, 0o600, id.as_bytes(), Durability::OnDisk)?;
+                    id
+                }
+            };
+            adopted.0.insert(name, id);
+            replace_json(&record(settings), 0o600, &adopted, Durability::OnDisk)?;
+            Ok(found)
+        }
+    }
+}
+
+/// A person says that the root as it is now is the right one.
+pub fn adopt_anew(settings: &Settings, root: &Path) -> Result<(), RootError> {
+    let mut adopted: Adopted = read_json(&record(settings))?.unwrap_or_default();
+    adopted.0.remove(&root.to_string_lossy().into_owned());
+    replace_json(&record(settings), 0o600, &adopted, Durability::OnDisk)?;
+    ensure(settings, root).map(drop)
+}
+
+/// Which directory the root is now, and that its marker is there: asked before each batch.
+pub fn look(root: &Path) -> Option<Identity> {
+    fs::symlink_metadata(own(root, MARKER)).ok()?;
+    identity(root).ok()
+}
+
+fn identity(root: &Path) -> Result<Identity, RootError> {
+    let missing = |source| RootError::Missing {
+        path: root.to_owned(),
+        source,
+    };
+    // A root that is a link is followed, as rsync does with its final slash.
+    let metadata = fs::metadata(root).map_err(missing)?;
+    if !metadata.is_dir() {
+        return Err(missing(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    Ok(Identity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    })
+}
+
+/// Makes our directories. The mode is set again: an earlier umask may have been in the way.
+fn prepare(root: &Path) -> Result<(), RootError> {
+    for path in [root.join(OWN), own(root, TEMPORARY)] {
+        let failed = |source| RootError::Io {
+            path: path.clone(),
+            source,
+        };
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        // Its time would be an event each time.
+        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
+        if !metadata.is_dir() {
+            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
+        }
+        if metadata.mode() & 0o777 != 0o700 {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sixteen random bytes in hexadecimal.
+pub fn random() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map_or_else(|_| String::new(), |text| text.trim().replace('-', ""))
+}

@@ -1,0 +1,385 @@
+//! The socket: applications wait for a file, the role tools stop the sending, checks ask whether the
+//! watcher is alive. One request a connection, a line each way.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_peercred;
+use settings::Settings;
+
+use crate::dirs::Key;
+use crate::root;
+use crate::state::{Seal, Shared, Waited};
+
+/// A client that does not ask within this time is dropped.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A standby that is there and does not take a file for so long counts as away for who waits.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The reader takes in every event before a barrier within this time, or a disk hangs.
+const BARRIER: Duration = Duration::from_secs(1);
+/// How long a person's word lets deletions above the limit pass.
+const RELEASE: Duration = Duration::from_secs(600);
+/// Most connections at once.
+const MOST_CLIENTS: usize = 512;
+/// A path is shorter.
+const LONGEST_REQUEST: u64 = 64 * 1024;
+
+/// What the socket's threads know of the service.
+#[derive(Debug)]
+pub struct Desk {
+    settings: Settings,
+    current: Mutex<Current>,
+    barrier: Mutex<()>,
+    clients: AtomicUsize,
+}
+
+/// What the service does now.
+#[derive(Debug, Default)]
+pub struct Current {
+    /// The threads' state; none while nothing is watched.
+    pub shared: Option<Arc<Shared>>,
+    /// Whether this node is the active one.
+    pub active: bool,
+    /// Why nothing is watched.
+    pub blocked: Option<String>,
+    /// A person has said that the roots are right as they are.
+    pub adopt: bool,
+}
+
+impl Desk {
+    /// Listens, in threads of its own.
+    pub fn open(settings: &Settings) -> io::Result<Arc<Self>> {
+        let path = observe::sync_socket(settings);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        let group = group_id(&settings.sync.socket_group);
+        if group.is_none() {
+            log::warn!(
+                "there is no group {}: only root can ask {}",
+                settings.sync.socket_group,
+                path.display()
+            );
+        }
+        std::os::unix::fs::chown(&path, Some(0), group.or(Some(0)))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
+        let desk = Arc::new(Self {
+            settings: settings.clone(),
+            current: Mutex::default(),
+            barrier: Mutex::default(),
+            clients: AtomicUsize::new(0),
+        });
+        let desk_of_the_listener = Arc::clone(&desk);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let desk = Arc::clone(&desk_of_the_listener);
+                if desk.clients.fetch_add(1, Ordering::Relaxed) >= MOST_CLIENTS {
+                    desk.clients.fetch_sub(1, Ordering::Relaxed);
+                    continue;
+                }
+                thread::spawn(move || {
+                    if let Err(error) = desk.serve(&client) {
+                        log::debug!("a client of the socket: {error}");
+                    }
+                    desk.clients.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+        });
+        Ok(desk)
+    }
+
+    /// What the service does now.
+    pub fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shared(&self) -> Option<Arc<Shared>> {
+        self.current().shared.clone()
+    }
+
+    fn serve(&self, client: &UnixStream) -> io::Result<()> {
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.set_write_timeout(Some(PATIENCE))?;
+        let mut reader = BufReader::new(client.take(LONGEST_REQUEST));
+        let mut request = Vec::new();
+        reader.read_until(b'\n', &mut request)?;
+        // `wait0` ends with a NUL, for names that hold a newline.
+        while request.starts_with(b"wait0 ") && !request.contains(&0) {
+            if reader.read_until(b'\n', &mut request)? == 0 {
+                break;
+            }
+        }
+        let answer = self.answer(client, &request)?;
+        let mut client = client;
+        client.write_all(format!("{answer}\n").as_bytes())
+    }
+
+    fn answer(&self, client: &UnixStream, request: &[u8]) -> io::Result<String> {
+        if let Some(path) = request.strip_prefix(b"wait0 ") {
+            return Ok(self.wait(path.split(|byte| *byte == 0).next().unwrap_or_default()));
+        }
+        let request = request.strip_suffix(b"\n").unwrap_or(request);
+        if let Some(path) = request.strip_prefix(b"wait ") {
+            return Ok(self.wait(path));
+        }
+        if !socket_peercred(client)?.uid.is_root() {
+            return Ok("error only root may ask that".to_owned());
+        }
+        let text = String::from_utf8_lossy(request);
+        Ok(match text.split_once(' ').unwrap_or((&text, "")) {
+            ("probe", "") => self.probe(),
+            ("seal", limit) => match limit.parse() {
+                Ok(limit) => self.seal(Duration::from_millis(limit)),
+                Err(_) => format!("error `{limit}` is not a number of milliseconds"),
+            },
+            ("unseal", "") => self.unseal(),
+            ("release", "") => self.release(),
+            _ => "error expected wait PATH, probe, seal MS, unseal or release".to_owned(),
+        })
+    }
+
+    /// `stored`, `alone REASON` or `error REASON`.
+    fn wait(&self, path: &[u8]) -> String {
+        let (shared, active) = {
+            let current = self.current();
+            (current.shared.clone(), current.active)
+        };
+        let Some(shared) = shared.filter(|_| active) else {
+            return match &self.current().blocked {
+                Some(why) => format!("alone {why}"),
+                None => "error this node is not the active one".to_owned(),
+            };
+        };
+        match self.wait_for(&shared, path) {
+            Ok(Waited::Stored) => "stored".to_owned(),
+            Ok(Waited::Alone(why)) => {
+                let text = format!(
+                    "a file is on this node only: {}: {why}",
+                    String::from_utf8_lossy(path)
+                );
+                log::warn!("{text}");
+                // The text without the path folds; one alert tells of a dead standby, not one for each file.
+                alerts::raise(
+                    &self.settings,
+                    "sync-alone",
+                    alerts::Severity::Warning,
+                    &format!(
+                        "files are acknowledged that are on {} only: {why}",
+                        self.settings.local().name
+                    ),
+                );
+                format!("alone {}", why.replace('\n', " "))
+            }
+            Err(why) => format!("error {why}"),
+        }
+    }
+
+    fn wait_for(&self, shared: &Shared, path: &[u8]) -> Result<Waited, String> {
+        let start = Instant::now();
+        let key = match self.find(shared, path)? {
+            Some(key) => key,
+            None => {
+                // Its directory may be newer than what has been read.
+                self.barrier(shared)?;
+                self.find(shared, path)?
+                    .ok_or("its directory is not known, or is excluded")?
+            }
+        };
+        let mut state = shared.lock();
+        if state.stays_here(&key, false) {
+            return Err("it is excluded in the settings".to_owned());
+        }
+        let waiter = state.begin_wait(&key, start);
+        shared.notify();
+        loop {
+            let held = state.held.clone().or_else(|| state.lost_root.clone());
+            let Some(waiting) = state.waiting.get(&waiter) else {
+                return Err("forgotten".to_owned());
+            };
+            let patience = if waiting.open.is_empty() || held.is_some() {
+                self.settings.sync.wait_alone
+            } else {
+                LONGEST_WAIT
+            };
+            let over = start.elapsed() >= patience;
+            if waiting.stored && (waiting.open.is_empty() || over) {
+                state.waiting.remove(&waiter);
+                return Ok(Waited::Stored);
+            }
+            if over {
+                let why = held
+                    .or_else(|| waiting.why.clone())
+                    .unwrap_or_else(|| format!("no standby took it within {patience:?}"));
+                state.waiting.remove(&waiter);
+                return Ok(Waited::Alone(why));
+            }
+            let left = patience.saturating_sub(start.elapsed());
+            state = shared.wait(state, left.min(Duration::from_millis(100)));
+        }
+    }
+
+    /// The name in its tree; none when its directory is not known.
+    fn find(&self, shared: &Shared, path: &[u8]) -> Result<Option<Key>, String> {
+        let state = shared.lock();
+        let below = |path: &[u8]| {
+            state.trees.iter().find_map(|tree| {
+                let rest = path.strip_prefix(tree.path.as_os_str().as_bytes())?;
+                Some((tree.root, rest.strip_prefix(b"/")?.to_vec()))
+            })
+        };
+        let clean = !path
+            .split(|b| *b == b'/')
+            .any(|part| matches!(part, b"." | b".."));
+        let found = if clean { below(path) } else { None };
+        let (root, relative) = match found {
+            Some(found) => found,
+            None => {
+                // By way of a link, or with dots in it.
+                let path = Path::new(std::ffi::OsStr::from_bytes(path));
+                let name = path.file_name().ok_or("not a path of a file")?;
+                let directory = path
+                    .parent()
+                    .ok_or("not a path of a file")?
+                    .canonicalize()
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                below(directory.join(name).as_os_str().as_bytes())
+                    .ok_or("it is in none of the trees of the settings")?
+            }
+        };
+        Ok(state
+            .dirs
+            .find(root, &relative)
+            .filter(|key| !key.name.is_empty()))
+    }
+
+    /// When this returns, every change from before has been taken in: the kernel's queue keeps the order.
+    fn barrier(&self, shared: &Shared) -> Result<(), String> {
+        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        let (before, path) = {
+            let state = shared.lock();
+            let tree = state.trees.first().ok_or("no tree")?;
+            (state.barrier_seen, root::own(&tree.path, root::BARRIER))
+        };
+        fs::write(&path, b"").map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut state = shared.lock();
+        while state.barrier_seen == before {
+            if start.elapsed() > BARRIER {
+                return Err(format!("the watcher has not answered within {BARRIER:?}"));
+            }
+            state = shared.wait(state, BARRIER);
+        }
+        Ok(())
+    }
+
+    fn probe(&self) -> String {
+        let probes: BTreeMap<String, String> = self
+            .shared()
+            .map(|shared| {
+                shared
+                    .lock()
+                    .trees
+                    .iter()
+                    .map(|tree| (tree.path.to_string_lossy().into_owned(), tree.probe.clone()))
+                    .collect()
+            })
+            .unwrap_or_default();
+        serde_json::to_string(&probes).unwrap_or_default()
+    }
+
+    /// Sends what waits, and then nothing more: `sealed`, `behind N`, `standby`.
+    fn seal(&self, limit: Duration) -> String {
+        let start = Instant::now();
+        let (shared, active) = {
+            let current = self.current();
+            (current.shared.clone(), current.active)
+        };
+        let Some(shared) = shared.filter(|_| active) else {
+            return match &self.current().blocked {
+                Some(why) => format!("error {why}"),
+                None => "standby".to_owned(),
+            };
+        };
+        shared.lock().seal = Some(Seal::Closing);
+        let read = self.barrier(&shared);
+        let mut state = shared.lock();
+        loop {
+            // Names that a standby cannot take do not hold up a change of roles; they are told.
+            let behind = state
+                .standbys
+                .iter()
+                .map(|s| {
+                    s.queue.len()
+                        + s.in_flight
+                        + s.large.len()
+                        + s.compare.len()
+                        + usize::from(s.comparing)
+                })
+                .max()
+                .unwrap_or(0);
+            if behind == 0 || start.elapsed() >= limit || state.held.is_some() || state.stopped {
+                state.seal = Some(Seal::Closed);
+                drop(state);
+                shared.notify();
+                return match (behind, read) {
+                    (0, Ok(())) => "sealed".to_owned(),
+                    (0, Err(why)) => format!("error {why}"),
+                    (behind, _) => format!("behind {behind}"),
+                };
+            }
+            let left = limit.saturating_sub(start.elapsed());
+            state = shared.wait(state, left.max(Duration::from_millis(1)));
+        }
+    }
+
+    fn unseal(&self) -> String {
+        if let Some(shared) = self.shared() {
+            shared.lock().seal = None;
+            shared.notify();
+        }
+        "unsealed".to_owned()
+    }
+
+    fn release(&self) -> String {
+        let mut current = self.current();
+        let mut released = Vec::new();
+        if let Some(why) = current.blocked.clone() {
+            current.adopt = true;
+            released.push(why);
+        }
+        if let Some(shared) = &current.shared {
+            let mut state = shared.lock();
+            state.allowed_until = Some(Instant::now() + RELEASE);
+            released.extend(state.held.take());
+            drop(state);
+            shared.notify();
+        }
+        if released.is_empty() {
+            "nothing was held".to_owned()
+        } else {
+            format!("released: {}", released.join("; ").replace('\n', " "))
+        }
+    }
+}
+
+/// The number of a group, as the local file has it.
+fn group_id(name: &str) -> Option<u32> {
+    fs::read_to_string("/etc/group")
+        .ok()?
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+        })
+}

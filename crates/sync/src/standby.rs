@@ -1,0 +1,957 @@
+//! Serves one standby: connects, compares it if it is not known to be complete, and then sends what
+//! changes. Each standby has a thread of its own, so a dead one does not slow the others.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use alerts::Severity;
+use process::Output;
+use settings::{Node, Settings};
+
+use crate::batch::{self, Batch, Entry, Links};
+use crate::checkpoint::Checkpoint;
+use crate::compare::{self, Scope};
+use crate::dirs::Key;
+use crate::link::{Link, LinkError, complaint};
+use crate::outcome::{Backoff, DeletionLimit, Outcome, outcome};
+use crate::queue::{Change, Rename};
+use crate::root;
+use crate::state::{Seal, Shared, State, TreeState};
+use crate::tell;
+
+/// Most names in one run of rsync: a larger backlog is sent in several, so that its progress is seen
+/// and a name that somebody waits for gets its turn.
+const MOST_NAMES: usize = 10_000;
+/// Between two looks whether an unreachable standby answers again: one SYN to each of its addresses.
+const PROBE: Duration = Duration::from_millis(500);
+/// Without anything to do, the connection is looked at so often.
+const IDLE: Duration = Duration::from_secs(1);
+/// A name that is due in less is waited for so long: the kernel's own grain.
+const SHORTEST_WAIT: Duration = Duration::from_micros(200);
+/// Deletions within this time count together.
+const DELETION_WINDOW: Duration = Duration::from_secs(60);
+/// First pause before a name that was set aside is tried again; doubled up to a minute.
+const SET_ASIDE: Duration = Duration::from_secs(1);
+const LONGEST_ASIDE: Duration = Duration::from_secs(60);
+/// Between two checkpoints, each of which asks the standby to write to its disk.
+const CHECKPOINT: Duration = Duration::from_secs(2);
+
+/// Why serving has ended.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// The service stops, or the epoch is another one.
+    #[error("stopped")]
+    Stopped,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("{0}")]
+    Transfer(String),
+}
+
+impl From<process::ProcessError> for Trouble {
+    fn from(error: process::ProcessError) -> Self {
+        Self::Link(error.into())
+    }
+}
+
+/// One standby's thread.
+#[derive(Debug)]
+pub struct Worker {
+    settings: Settings,
+    peer: Node,
+    index: usize,
+    epoch: u64,
+    trees: Vec<TreeState>,
+    shared: Arc<Shared>,
+    links: Vec<Links>,
+    /// Threads that compare or send a large file.
+    beside: Vec<JoinHandle<()>>,
+    token: Option<String>,
+    checkpointed: Option<Instant>,
+    /// Something was acknowledged since the last checkpoint.
+    progressed: bool,
+}
+
+/// What there is to do.
+enum Work {
+    Renames(Vec<Rename>),
+    Send(Vec<(u16, Entry)>),
+    Compare(Vec<(u16, Scope)>),
+    Checkpoint,
+}
+
+impl Worker {
+    /// A worker for the standby of that index in the state. The token names the complete state that the
+    /// scan at the start went on from.
+    pub fn new(
+        settings: &Settings,
+        peer: &Node,
+        index: usize,
+        epoch: u64,
+        trees: &[TreeState],
+        shared: Arc<Shared>,
+        token: Option<String>,
+    ) -> Self {
+        Self {
+            settings: settings.clone(),
+            peer: peer.clone(),
+            index,
+            epoch,
+            trees: trees.to_vec(),
+            shared,
+            links: trees.iter().map(|_| Links::default()).collect(),
+            beside: Vec::new(),
+            token,
+            checkpointed: None,
+            progressed: false,
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.shared.lock().stopped
+    }
+
+    /// Serves until the state is stopped.
+    pub fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut told = None;
+        while !self.stopped() {
+            let trouble = match self.connect() {
+                Ok(mut link) => {
+                    backoff.reset();
+                    if told.take().is_some() {
+                        self.tell_again();
+                    }
+                    let ended = self.serve(&mut link);
+                    self.end_beside();
+                    ended
+                }
+                Err(trouble) => Err(trouble),
+            };
+            match trouble {
+                Ok(()) | Err(Trouble::Stopped) => break,
+                Err(trouble) => self.note_trouble(&trouble, &mut told),
+            }
+            let pause = backoff.next(random_number());
+            self.pause(pause);
+        }
+        self.end_beside();
+    }
+
+    fn connect(&self) -> Result<Link, Trouble> {
+        let address = observe::reachable(&self.settings, &self.peer, self.settings.peer.port)
+            .ok_or_else(|| {
+                Trouble::Transfer(format!("{} does not answer on any network", self.peer.name))
+            })?;
+        let (mut link, complete) =
+            Link::open(&self.settings, &self.peer, address, self.epoch, &self.trees)?;
+        for (tree, index) in self.trees.iter().zip(0..) {
+            link.canary(index, tree)?;
+        }
+        let known = complete.is_some() && complete == self.token;
+        let mut state = self.shared.lock();
+        let standby = &mut state.standbys[self.index];
+        standby.connected = true;
+        standby.reason = None;
+        standby.refusing = false;
+        standby.complete = known;
+        if !known {
+            standby.compare = self
+                .trees
+                .iter()
+                .zip(0..)
+                .map(|(_, tree)| (tree, Scope::Whole))
+                .collect();
+        }
+        drop(state);
+        tell::log(
+            &self.settings,
+            &format!(
+                "{}: connected{}",
+                self.peer.name,
+                if known {
+                    ""
+                } else {
+                    "; it is compared, since it is not known to be complete"
+                }
+            ),
+        );
+        Ok(link)
+    }
+
+    fn serve(&mut self, link: &mut Link) -> Result<(), Trouble> {
+        loop {
+            match self.next_work(link)? {
+                Work::Renames(renames) => self.rename(link, renames)?,
+                Work::Send(entries) => self.send_all(link, entries)?,
+                Work::Compare(scopes) => self.compare(link, scopes),
+                Work::Checkpoint => self.checkpoint(link)?,
+            }
+        }
+    }
+
+    /// Waits until there is something to do. While there is nothing, the connection is looked after.
+    fn next_work(&mut self, link: &mut Link) -> Result<Work, Trouble> {
+        let shared = Arc::clone(&self.shared);
+        let mut looked: Option<Instant> = None;
+        loop {
+            let mut state = shared.lock();
+            while looked.is_some_and(|at| at.elapsed() < IDLE) || looked.is_none() {
+                if state.stopped {
+                    return Err(Trouble::Stopped);
+                }
+                let now = Instant::now();
+                let sending = state.held.is_none()
+                    && state.lost_root.is_none()
+                    && state.seal != Some(Seal::Closed);
+                if sending && let Some(work) = self.work_now(&mut state, now) {
+                    return Ok(work);
+                }
+                if self.finished(&state) && self.due_for_checkpoint(&state) {
+                    return Ok(Work::Checkpoint);
+                }
+                if looked.is_none() {
+                    break;
+                }
+                let until = state.standbys[self.index]
+                    .queue
+                    .next_due()
+                    .filter(|_| sending)
+                    .map_or(IDLE, |due| due.saturating_duration_since(now))
+                    .clamp(SHORTEST_WAIT, IDLE);
+                state = shared.wait(state, until);
+            }
+            drop(state);
+            self.look_after(link)?;
+            looked = Some(Instant::now());
+        }
+    }
+
+    fn look_after(&mut self, link: &mut Link) -> Result<(), Trouble> {
+        if link.is_over() {
+            // Asking tells why.
+            link.flush()?;
+            return Err(Trouble::Transfer("the connection has ended".to_owned()));
+        }
+        for (tree, index) in self.trees.iter().zip(0..) {
+            link.prepare(index, tree)?;
+        }
+        self.beside.retain(|thread| !thread.is_finished());
+        Ok(())
+    }
+
+    fn work_now(&self, state: &mut State, now: Instant) -> Option<Work> {
+        let standby = &mut state.standbys[self.index];
+        if standby.queue.has_renames() && standby.large.is_empty() {
+            return Some(Work::Renames(standby.queue.take_renames()));
+        }
+        if standby.queue.has_renames() {
+            // A large file is under way; it may lie in the directory that moves.
+            return None;
+        }
+        if !standby.comparing && !standby.compare.is_empty() {
+            standby.comparing = true;
+            return Some(Work::Compare(std::mem::take(&mut standby.compare)));
+        }
+        let large = std::mem::take(&mut standby.large);
+        let taken = standby
+            .queue
+            .take(now, MOST_NAMES, |key| large.contains(key));
+        standby.large = large;
+        if taken.is_empty() {
+            return None;
+        }
+        standby.in_flight = taken.len();
+        Some(Work::Send(state.resolve(taken)))
+    }
+
+    /// Nothing waits, and nothing is under way.
+    fn finished(&self, state: &State) -> bool {
+        let standby = &state.standbys[self.index];
+        standby.queue.len() == standby.quarantine.len()
+            && standby.large.is_empty()
+            && standby.compare.is_empty()
+            && !standby.comparing
+    }
+
+    fn due_for_checkpoint(&self, state: &State) -> bool {
+        let standby = &state.standbys[self.index];
+        let overdue = self
+            .checkpointed
+            .is_none_or(|at| at.elapsed() >= CHECKPOINT);
+        (!standby.complete && standby.quarantine.is_empty()) || (self.progressed && overdue)
+    }
+
+    fn checkpoint(&mut self, link: &mut Link) -> Result<(), Trouble> {
+        // What happens from here on belongs to the next one.
+        let (pending, complete) = {
+            let state = self.shared.lock();
+            let standby = &state.standbys[self.index];
+            let pending = standby
+                .quarantine
+                .keys()
+                .filter_map(|key| Some((state.dirs.tree(key.dir), state.dirs.path_of(key)?)))
+                .collect();
+            (pending, standby.complete)
+        };
+        let token = match (&self.token, complete) {
+            (Some(token), true) => token.clone(),
+            _ => root::random(),
+        };
+        let checkpoint = Checkpoint::now(self.epoch, &token, pending);
+        if complete && self.token.is_some() {
+            link.flush()?;
+        } else {
+            link.complete(&token)?;
+            tell::log(
+                &self.settings,
+                &format!("{} has everything", self.peer.name),
+            );
+        }
+        self.token = Some(token);
+        self.checkpointed = Some(Instant::now());
+        self.progressed = false;
+        if let Some(checkpoint) = checkpoint
+            && let Err(error) = checkpoint.save(&self.settings, &self.peer.name)
+        {
+            log::warn!("{error}; a restart will compare instead");
+        }
+        let mut state = self.shared.lock();
+        let standby = &mut state.standbys[self.index];
+        standby.complete = true;
+        standby.last_acknowledged = Some(wall_clock());
+        drop(state);
+        self.shared.notify();
+        Ok(())
+    }
+
+    fn rename(&mut self, link: &mut Link, renames: Vec<Rename>) -> Result<(), Trouble> {
+        for rename in renames {
+            let failure = match link.rename(rename.tree, &rename.from, &rename.to) {
+                Ok(failure) => failure,
+                Err(error) => {
+                    // What was not moved is sent as it is now.
+                    self.resend(&rename);
+                    return Err(error.into());
+                }
+            };
+            match failure {
+                None => {
+                    tell::log(
+                        &self.settings,
+                        &format!(
+                            "{}: moved {} to {}",
+                            self.peer.name,
+                            String::from_utf8_lossy(&rename.from),
+                            String::from_utf8_lossy(&rename.to)
+                        ),
+                    );
+                    // Looks whether both are the same now.
+                    let mut state = self.shared.lock();
+                    if let Some(id) = state.dirs.child(rename.new.dir, &rename.new.name)
+                        && let Some(path) = state.dirs.path(id)
+                    {
+                        state.standbys[self.index]
+                            .compare
+                            .push((rename.tree, Scope::Below(vec![path])));
+                    }
+                }
+                Some(why) => {
+                    log::debug!("{}: not moved ({why}), sent instead", self.peer.name);
+                    self.resend(&rename);
+                }
+            }
+        }
+        self.progressed = true;
+        Ok(())
+    }
+
+    /// A directory could not be moved over there: all that it holds is marked.
+    fn resend(&self, rename: &Rename) {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let Some(id) = state.dirs.child(rename.new.dir, &rename.new.name) else {
+            return;
+        };
+        let tree = usize::from(state.dirs.tree(id));
+        let queue = &mut state.standbys[self.index].queue;
+        for dir in state.dirs.below(id) {
+            let Some(path) = state.dirs.path(dir) else {
+                continue;
+            };
+            let path = batch::below(&self.trees[tree].path, &path);
+            for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                let name =
+                    std::os::unix::ffi::OsStrExt::as_bytes(entry.file_name().as_os_str()).into();
+                queue.mark(Key { dir, name }, Change::Whole, now);
+            }
+        }
+    }
+
+    fn send_all(&mut self, link: &mut Link, entries: Vec<(u16, Entry)>) -> Result<(), Trouble> {
+        let mut by_tree: Vec<Vec<Entry>> = self.trees.iter().map(|_| Vec::new()).collect();
+        for (tree, entry) in entries {
+            by_tree[usize::from(tree)].push(entry);
+        }
+        let mut sent = Ok(());
+        for (entries, index) in by_tree.into_iter().zip(0_u16..) {
+            if entries.is_empty() {
+                continue;
+            }
+            if sent.is_err() {
+                self.put_back(entries, Instant::now());
+                continue;
+            }
+            sent = self.send(link, index, entries);
+        }
+        let mut state = self.shared.lock();
+        let standby = &mut state.standbys[self.index];
+        standby.in_flight = 0;
+        standby.bytes = 0;
+        drop(state);
+        self.shared.notify();
+        sent
+    }
+
+    fn put_back(&self, entries: Vec<Entry>, due: Instant) {
+        let mut state = self.shared.lock();
+        let taken = entries.into_iter().map(|entry| (entry.key, entry.mark));
+        state.standbys[self.index].queue.put_back(taken, due);
+    }
+
+    /// Looks at the names of one tree, holds what needs a person, and sends the rest.
+    fn send(&mut self, link: &mut Link, index: u16, entries: Vec<Entry>) -> Result<(), Trouble> {
+        let tree = self.trees[usize::from(index)].clone();
+        let batch = batch::build(
+            &tree.path,
+            entries,
+            &mut self.links[usize::from(index)],
+            self.settings.sync.large,
+        );
+        // After the look at the names: what an unmounted root showed as deleted is not believed.
+        if root::look(&tree.path) != Some(tree.identity) {
+            let why = format!(
+                "{} is not the directory that was synchronised before: unmounted, emptied or exchanged",
+                tree.path.display()
+            );
+            self.put_back(all_entries(batch), Instant::now());
+            self.shared.lock().lost_root.get_or_insert(why);
+            self.shared.notify();
+            return Ok(());
+        }
+        if let Some(why) = self.hold(index, &batch) {
+            self.put_back(all_entries(batch), Instant::now());
+            self.shared.lock().held.get_or_insert(why);
+            self.shared.notify();
+            return Ok(());
+        }
+        let Batch {
+            list,
+            entries,
+            large,
+            deletions,
+            bytes,
+        } = batch;
+        self.start_large(link, &tree, large);
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.shared.lock().standbys[self.index].bytes = bytes;
+        let running = match link.ready(index, &tree) {
+            Ok(running) => running,
+            Err(error) => {
+                self.put_back(entries, Instant::now());
+                return Err(error.into());
+            }
+        };
+        let start = Instant::now();
+        let finished = running.finish(&list, |_| (), || self.may_go_on());
+        let output = match finished {
+            Ok(output) => output,
+            Err(error) => {
+                self.put_back(entries, Instant::now());
+                return Err(error.into());
+            }
+        };
+        match outcome(output.status.code()) {
+            Outcome::Sent | Outcome::LookAgain => {
+                self.acknowledge(link, entries, deletions, bytes, start.elapsed())
+            }
+            Outcome::Partial => self.divide(link, index, entries, &output),
+            Outcome::Hold => {
+                self.put_back(entries, Instant::now());
+                self.shared.lock().held.get_or_insert(complaint(&output));
+                Ok(())
+            }
+            Outcome::Unsupported | Outcome::Retry => {
+                self.put_back(entries, Instant::now());
+                Err(Trouble::Transfer(complaint(&output)))
+            }
+        }
+    }
+
+    /// A transfer under way is given up when the service stops, not when it is slow.
+    fn may_go_on(&self) -> bool {
+        let state = self.shared.lock();
+        !state.stopped && state.seal != Some(Seal::Closed)
+    }
+
+    /// Why these deletions need a person's word.
+    fn hold(&self, index: u16, batch: &Batch) -> Option<String> {
+        if batch.deletions == 0 {
+            return None;
+        }
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let (_, _, files) = state.dirs.totals(index);
+        let recent = &mut state.standbys[self.index].deletions;
+        recent.retain(|(at, _)| now.saturating_duration_since(*at) < DELETION_WINDOW);
+        let deletions = batch.deletions + recent.iter().map(|(_, count)| count).sum::<u64>();
+        if self.limit().exceeded(deletions, files)
+            && state.allowed_until.is_none_or(|until| until < now)
+        {
+            return Some(self.too_many(deletions, files, index));
+        }
+        recent.push((now, batch.deletions));
+        None
+    }
+
+    fn limit(&self) -> DeletionLimit {
+        DeletionLimit {
+            count: self.settings.sync.delete_limit_count,
+            percent: self.settings.sync.delete_limit_percent,
+        }
+    }
+
+    fn too_many(&self, deletions: u64, files: u64, tree: u16) -> String {
+        format!(
+            "{deletions} deletions in {}, of which {files} files are left: nothing is sent to {} until a person has looked. \
+             If it is right: sync-realtime --release",
+            self.trees[usize::from(tree)].path.display(),
+            self.peer.name
+        )
+    }
+
+    fn acknowledge(
+        &mut self,
+        link: &mut Link,
+        entries: Vec<Entry>,
+        deletions: u64,
+        bytes: u64,
+        took: Duration,
+    ) -> Result<(), Trouble> {
+        self.progressed = true;
+        let waiters: Vec<u64> = entries
+            .iter()
+            .flat_map(|entry| entry.mark.waiters.iter().copied())
+            .collect();
+        if !waiters.is_empty() {
+            if let Err(error) = link.flush() {
+                self.put_back(entries, Instant::now());
+                return Err(error.into());
+            }
+            let mut state = self.shared.lock();
+            state.answer(self.index, &waiters, Ok(()));
+            drop(state);
+            self.shared.notify();
+        }
+        let mut state = self.shared.lock();
+        let standby = &mut state.standbys[self.index];
+        for entry in &entries {
+            standby.quarantine.remove(&entry.key);
+        }
+        let left = standby.queue.len();
+        drop(state);
+        let mut text = format!(
+            "{}: {} names, {} bytes in {:.0?}",
+            self.peer.name,
+            entries.len(),
+            bytes,
+            took
+        );
+        if deletions > 0 {
+            text.push_str(&format!(", {deletions} deleted"));
+        }
+        if left > 0 {
+            text.push_str(&format!("; {left} left"));
+        }
+        tell::log(&self.settings, &text);
+        Ok(())
+    }
+
+    /// Some name of the batch cannot be transferred: halves it until it is found, and sets it aside.
+    fn divide(
+        &mut self,
+        link: &mut Link,
+        index: u16,
+        mut entries: Vec<Entry>,
+        output: &Output,
+    ) -> Result<(), Trouble> {
+        if entries.len() > 1 {
+            let second = entries.split_off(entries.len() / 2);
+            let first = self.send(link, index, entries);
+            if first.is_err() {
+                self.put_back(second, Instant::now());
+                return first;
+            }
+            return self.send(link, index, second);
+        }
+        let Some(entry) = entries.pop() else {
+            return Ok(());
+        };
+        let why = complaint(output);
+        let path = batch::below(&self.trees[usize::from(index)].path, &entry.path);
+        let mut state = self.shared.lock();
+        let waiters = entry.mark.waiters.clone();
+        state.answer(self.index, &waiters, Err(&why));
+        let standby = &mut state.standbys[self.index];
+        let (_, tries) = standby
+            .quarantine
+            .entry(entry.key.clone())
+            .and_modify(|(reason, tries)| {
+                reason.clone_from(&why);
+                *tries += 1;
+            })
+            .or_insert((why.clone(), 1));
+        let first = *tries == 1;
+        let pause = SET_ASIDE
+            .saturating_mul(1 << (*tries - 1).min(6))
+            .min(LONGEST_ASIDE);
+        standby.retries += 1;
+        let mut mark = entry.mark;
+        mark.waiters.clear();
+        standby
+            .queue
+            .put_back([(entry.key, mark)], Instant::now() + pause);
+        drop(state);
+        if first {
+            let text = format!(
+                "{} cannot take {}: {why}; everything else is sent",
+                self.peer.name,
+                path.display()
+            );
+            tell::log(&self.settings, &text);
+            alerts::raise(&self.settings, "sync-path", Severity::Warning, &text);
+        }
+        Ok(())
+    }
+
+    /// Large files go one after another in a thread of their own.
+    fn start_large(&mut self, link: &Link, tree: &TreeState, large: Vec<(Entry, u64)>) {
+        if large.is_empty() {
+            return;
+        }
+        {
+            let mut state = self.shared.lock();
+            let standby = &mut state.standbys[self.index];
+            if !standby.large.is_empty() {
+                // One such thread at a time; they are due again when it has ended.
+                let later = Instant::now() + Duration::from_millis(100);
+                let taken = large.into_iter().map(|(entry, _)| (entry.key, entry.mark));
+                standby.queue.put_back(taken, later);
+                return;
+            }
+            standby.large = large.iter().map(|(entry, _)| entry.key.clone()).collect();
+        }
+        let mut list = Vec::new();
+        for (entry, _) in &large {
+            list.extend_from_slice(b"./");
+            list.extend_from_slice(&entry.path);
+            list.push(0);
+        }
+        let bytes: u64 = large.iter().map(|(_, size)| size).sum();
+        let started = link.transfer(tree, &[]).start();
+        let (shared, settings, index, name) = (
+            Arc::clone(&self.shared),
+            self.settings.clone(),
+            self.index,
+            self.peer.name.clone(),
+        );
+        self.beside.push(thread::spawn(move || {
+            let start = Instant::now();
+            let ended = started.and_then(|running| {
+                running.finish(
+                    &list,
+                    |_| (),
+                    || {
+                        let state = shared.lock();
+                        !state.stopped && state.seal != Some(Seal::Closed)
+                    },
+                )
+            });
+            let problem = match &ended {
+                Ok(output) if output.status.success() => None,
+                Ok(output) => Some(complaint(output)),
+                Err(error) => Some(error.to_string()),
+            };
+            let mut state = shared.lock();
+            let standby = &mut state.standbys[index];
+            standby.large.clear();
+            // Not sent, or waited for: the ordinary way sends what is left of it, flushes and answers.
+            let again: Vec<_> = large
+                .into_iter()
+                .filter(|(entry, _)| problem.is_some() || !entry.mark.waiters.is_empty())
+                .map(|(entry, _)| (entry.key, entry.mark))
+                .collect();
+            let count = again.len();
+            let due = Instant::now()
+                + if problem.is_some() {
+                    SET_ASIDE
+                } else {
+                    Duration::ZERO
+                };
+            standby.queue.put_back(again, due);
+            drop(state);
+            shared.notify();
+            match problem {
+                None => tell::log(
+                    &settings,
+                    &format!(
+                        "{name}: large files, {bytes} bytes in {:.1?}",
+                        start.elapsed()
+                    ),
+                ),
+                Some(why) => tell::log(
+                    &settings,
+                    &format!("{name}: {count} large files not sent: {why}"),
+                ),
+            }
+        }));
+    }
+
+    /// Compares in a thread of its own: what changes meanwhile is sent as ever, and each difference is looked
+    /// at again when its turn comes.
+    fn compare(&mut self, link: &Link, scopes: Vec<(u16, Scope)>) {
+        let mut jobs = Vec::new();
+        for (index, scope) in scopes {
+            let tree = &self.trees[usize::from(index)];
+            let scope = match scope {
+                Scope::Below(mut paths) => {
+                    paths.retain(|path| compare::is_directory(&tree.path, path));
+                    if paths.is_empty() {
+                        continue;
+                    }
+                    Scope::Below(paths)
+                }
+                other => other,
+            };
+            let program = link.comparison(tree, &scope);
+            jobs.push((index, tree.clone(), scope, program));
+        }
+        let (shared, settings, index, name, limit) = (
+            Arc::clone(&self.shared),
+            self.settings.clone(),
+            self.index,
+            self.peer.name.clone(),
+            self.limit(),
+        );
+        self.beside.push(thread::spawn(move || {
+            for (tree_index, tree, scope, program) in jobs {
+                let start = Instant::now();
+                let mut differences = Differences::default();
+                let ended = program.start().and_then(|running| {
+                    running.finish(
+                        &scope.list(),
+                        |bytes| differences.take_in(bytes),
+                        || !shared.lock().stopped,
+                    )
+                });
+                let failed = match &ended {
+                    Ok(output) if matches!(output.status.code(), Some(0 | 23 | 24)) => None,
+                    Ok(output) => Some(complaint(output)),
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(why) = failed {
+                    let mut state = shared.lock();
+                    // It is asked again on the next connection at the latest.
+                    state.standbys[index].compare.push((tree_index, scope));
+                    drop(state);
+                    log::warn!("{name}: the comparison failed: {why}");
+                    // Not at once: the connection may be about to be given up.
+                    thread::sleep(SET_ASIDE);
+                    continue;
+                }
+                let found = differences.found.len();
+                note_differences(&shared, index, tree_index, &tree, &differences, limit, &name);
+                if found > 0 || scope == Scope::Whole {
+                    tell::log(
+                        &settings,
+                        &format!(
+                            "{name}: compared {} in {:.1?}: {found} names differ, {} of them are only there",
+                            tree.path.display(),
+                            start.elapsed(),
+                            differences.extraneous
+                        ),
+                    );
+                }
+            }
+            shared.lock().standbys[index].comparing = false;
+            shared.notify();
+        }));
+    }
+
+    fn end_beside(&mut self) {
+        for thread in self.beside.drain(..) {
+            // They end by themselves, since their rsyncs have lost the connection.
+            let _ = thread.join();
+        }
+    }
+
+    fn note_trouble(&self, trouble: &Trouble, told: &mut Option<String>) {
+        let why = trouble.to_string();
+        let mut state = self.shared.lock();
+        let standby = &mut state.standbys[self.index];
+        standby.connected = false;
+        standby.refusing = matches!(
+            trouble,
+            Trouble::Link(LinkError::Refused(_) | LinkError::Canary(_))
+        );
+        standby.reason = Some(why.clone());
+        standby.retries += 1;
+        let refusing = standby.refusing;
+        let waiting: Vec<u64> = state.waiting.keys().copied().collect();
+        state.answer(self.index, &waiting, Err(&why));
+        drop(state);
+        self.shared.notify();
+        if told.as_ref() != Some(&why) {
+            tell::log(&self.settings, &format!("{}: {why}", self.peer.name));
+        }
+        if told.is_none() {
+            let event = if refusing {
+                "sync-refused"
+            } else {
+                "sync-unreachable"
+            };
+            let text = format!("files are not sent to {}: {why}", self.peer.name);
+            alerts::raise(&self.settings, event, Severity::Warning, &text);
+        }
+        *told = Some(why);
+    }
+
+    fn tell_again(&self) {
+        let text = format!("files are sent to {} again", self.peer.name);
+        alerts::raise(&self.settings, "sync-reconnected", Severity::Info, &text);
+    }
+
+    /// Waits before the next try. One that was silent is asked by a SYN now and then, and tried at once
+    /// when it answers.
+    fn pause(&self, pause: Duration) {
+        let start = Instant::now();
+        let port = self.settings.peer.port;
+        let mut was_silent = observe::reachable(&self.settings, &self.peer, port).is_none();
+        loop {
+            let mut state = self.shared.lock();
+            let step = Instant::now();
+            while step.elapsed() < PROBE && !state.stopped {
+                state = self.shared.wait(state, PROBE);
+            }
+            if state.stopped {
+                return;
+            }
+            drop(state);
+            if !was_silent {
+                if start.elapsed() >= pause {
+                    return;
+                }
+                continue;
+            }
+            if observe::reachable(&self.settings, &self.peer, port).is_some() {
+                return;
+            }
+            was_silent = true;
+        }
+    }
+}
+
+fn all_entries(batch: Batch) -> Vec<Entry> {
+    let mut entries = batch.entries;
+    entries.extend(batch.large.into_iter().map(|(entry, _)| entry));
+    entries
+}
+
+/// Differences as they come out of rsync, in pieces.
+#[derive(Debug, Default)]
+struct Differences {
+    rest: Vec<u8>,
+    found: Vec<Vec<u8>>,
+    extraneous: u64,
+}
+
+impl Differences {
+    fn take_in(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
+        let mut start = 0;
+        while let Some(length) = self.rest[start..].iter().position(|byte| *byte == b'\n') {
+            if let Some(difference) = compare::read_line(&self.rest[start..start + length]) {
+                self.extraneous += u64::from(difference.extraneous);
+                self.found.push(difference.path);
+            }
+            start += length + 1;
+        }
+        self.rest.drain(..start);
+    }
+}
+
+/// Differences become names in the queue of the one standby.
+fn note_differences(
+    shared: &Shared,
+    index: usize,
+    tree_index: u16,
+    tree: &TreeState,
+    differences: &Differences,
+    limit: DeletionLimit,
+    name: &str,
+) {
+    let now = Instant::now();
+    let mut state = shared.lock();
+    let state = &mut *state;
+    let (_, _, files) = state.dirs.totals(tree_index);
+    if limit.exceeded(differences.extraneous, files)
+        && state.allowed_until.is_none_or(|until| until < now)
+    {
+        state.held.get_or_insert(format!(
+            "{name} has {} names that {} here has not, where {files} files are left: nothing is sent until a person has \
+             looked. If they are to be deleted there: sync-realtime --release",
+            differences.extraneous,
+            tree.path.display()
+        ));
+    }
+    let mut seen = HashSet::new();
+    for path in &differences.found {
+        // A directory that only the standby has is not known here: the topmost known one stands for it.
+        let mut path = path.as_slice();
+        let key = loop {
+            if path.is_empty() {
+                break Key {
+                    dir: tree.root,
+                    name: (&b""[..]).into(),
+                };
+            }
+            match state.dirs.find(tree.root, path) {
+                Some(key) => break key,
+                None => {
+                    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                    path = &path[..slash];
+                }
+            }
+        };
+        if seen.insert(key.clone()) {
+            state.standbys[index].queue.mark(key, Change::Whole, now);
+        }
+    }
+}
+
+fn random_number() -> u64 {
+    u64::from_str_radix(&root::random()[..8], 16).unwrap_or(0)
+}
+
+fn wall_clock() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}

@@ -1,0 +1,272 @@
+//! What the threads of the active side share: the watched directories and a queue for each standby.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::batch::Entry;
+use crate::compare::Scope;
+use crate::dirs::{Dirs, Key, Name, NodeId};
+use crate::pattern::Patterns;
+use crate::queue::{Change, Mark, Queue, Rename};
+use crate::root::Identity;
+
+/// How `wait` ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waited {
+    /// Every standby that can be reached has it on its disk, and there is one.
+    Stored,
+    /// No standby has it.
+    Alone(String),
+}
+
+/// A tree as it is served.
+#[derive(Debug, Clone)]
+pub struct TreeState {
+    /// Its directory.
+    pub path: PathBuf,
+    /// `--chown`, if any.
+    pub owner: Option<String>,
+    /// What stays here, as it stands in the settings, and as it is asked.
+    pub exclude: Vec<String>,
+    /// The same, read.
+    pub patterns: Patterns,
+    /// Its root directory in [`State::dirs`].
+    pub root: NodeId,
+    /// Which directory it was at the start.
+    pub identity: Identity,
+    /// The last token that check-inotify wrote and the watcher saw.
+    pub probe: String,
+}
+
+/// What a standby has to be told, and how it is.
+#[derive(Debug, Default)]
+pub struct StandbyState {
+    /// Its name.
+    pub name: String,
+    /// What it lacks.
+    pub queue: Queue,
+    /// What has to be compared with it.
+    pub compare: Vec<(u16, Scope)>,
+    /// A comparison runs.
+    pub comparing: bool,
+    /// Names under way, and their bytes.
+    pub in_flight: usize,
+    /// Bytes under way or known to be waiting.
+    pub bytes: u64,
+    /// Large files under way.
+    pub large: HashSet<Key>,
+    /// Names set aside: why, how often, and since when they are unsent.
+    pub quarantine: HashMap<Key, (String, u32)>,
+    /// It is connected and takes files.
+    pub connected: bool,
+    /// It was seen complete in this epoch since the start.
+    pub complete: bool,
+    /// Why it is not connected, or takes nothing.
+    pub reason: Option<String>,
+    /// It answers and refuses.
+    pub refusing: bool,
+    /// Tries that failed since the start.
+    pub retries: u64,
+    /// When it last had everything, in seconds since 1970.
+    pub last_acknowledged: Option<f64>,
+    /// Deletions of the last minute.
+    pub deletions: Vec<(Instant, u64)>,
+}
+
+/// Sending is stopped for a switch-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seal {
+    /// Everything that waits is sent first.
+    Closing,
+    /// Nothing is sent any more.
+    Closed,
+}
+
+/// Everything under the one lock.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The watched directories.
+    pub dirs: Dirs,
+    /// The trees.
+    pub trees: Vec<TreeState>,
+    /// The standbys.
+    pub standbys: Vec<StandbyState>,
+    /// The threads are to end.
+    pub stopped: bool,
+    /// Nothing is sent until a person has looked.
+    pub held: Option<String>,
+    /// Deletions above the limit are allowed until then, by a person's word.
+    pub allowed_until: Option<Instant>,
+    /// Sending stops for a switch-over.
+    pub seal: Option<Seal>,
+    /// A root is not the one it was: the service looks at all of it again.
+    pub lost_root: Option<String>,
+    /// Overflows of the kernel's queue.
+    pub overflows: u64,
+    /// How many barriers were written and seen, each in its turn.
+    pub barrier_seen: u64,
+    /// Who waits: its answers so far, and how many standbys it still waits for.
+    pub waiting: HashMap<u64, Waiting>,
+    next_waiter: u64,
+    /// When the reader was last alive.
+    pub reader_alive: Option<Instant>,
+}
+
+/// Somebody who waits for a file.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// Standbys that have not answered yet.
+    pub open: HashSet<usize>,
+    /// A standby has it.
+    pub stored: bool,
+    /// Why one has it not.
+    pub why: Option<String>,
+}
+
+/// The state and the sign that it has changed.
+#[derive(Debug, Default)]
+pub struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    /// The state. A thread that panicked ends the process, so the lock is never poisoned for long.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes everybody who waits for a change.
+    pub fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits for a change, at most so long.
+    pub fn wait<'a>(&self, guard: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed
+            .wait_timeout(guard, limit)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+}
+
+impl State {
+    /// Notes a change of a name for every standby; names that stay here are none.
+    pub fn mark(&mut self, key: &Key, is_directory: bool, change: Change, now: Instant) {
+        if self.stays_here(key, is_directory) {
+            return;
+        }
+        for standby in &mut self.standbys {
+            standby.queue.mark(key.clone(), change, now);
+        }
+    }
+
+    /// Whether a name is excluded, or ours.
+    pub fn stays_here(&self, key: &Key, is_directory: bool) -> bool {
+        let tree = &self.trees[usize::from(self.dirs.tree(key.dir))];
+        if key.dir == tree.root && crate::root::is_own(&key.name) {
+            return true;
+        }
+        !tree.patterns.is_empty()
+            && !key.name.is_empty()
+            && self
+                .dirs
+                .path_of(key)
+                .is_some_and(|path| tree.patterns.exclude(&path, is_directory))
+    }
+
+    /// A directory is gone: forgets what lies below, whose own name stands for it. Gives the watches to
+    /// be removed.
+    pub fn remove_directory(&mut self, id: NodeId, now: Instant) -> Vec<i32> {
+        let key = self.dirs.key(id);
+        let removed = self.dirs.remove(id);
+        let gone: HashSet<NodeId> = removed.directories.into_iter().collect();
+        let mut orphans = Vec::new();
+        for (index, standby) in self.standbys.iter_mut().enumerate() {
+            let (lost, waiters) = standby.queue.forget(&gone);
+            standby.quarantine.retain(|key, _| !gone.contains(&key.dir));
+            orphans.extend(waiters.into_iter().map(|waiter| (index, waiter)));
+            if let Some(key) = &key {
+                standby.queue.mark(key.clone(), Change::Gone, now);
+                standby.queue.add_lost(key, lost + removed.files);
+            }
+        }
+        for (index, waiter) in orphans {
+            // Its name went with the directory, which is sent: the wait goes on with that.
+            if let Some(key) = &key {
+                self.standbys[index].queue.wait(key.clone(), waiter, now);
+            }
+        }
+        removed.watches
+    }
+
+    /// Notes that a directory was moved within its tree, and to be sent as such.
+    pub fn rename_directory(&mut self, id: NodeId, parent: NodeId, name: &Name, now: Instant) {
+        let Some(old) = self.dirs.key(id) else { return };
+        let from = self.dirs.path(id);
+        let tree = self.dirs.tree(id);
+        self.dirs.rename(id, parent, name);
+        let new = Key {
+            dir: parent,
+            name: Arc::clone(name),
+        };
+        self.mark(&old, true, Change::Whole, now);
+        self.mark(&new, true, Change::Whole, now);
+        if let (Some(from), Some(to)) = (from, self.dirs.path(id)) {
+            for standby in &mut self.standbys {
+                standby.queue.rename(Rename {
+                    tree,
+                    from: from.clone(),
+                    to: to.clone(),
+                    old: old.clone(),
+                    new: new.clone(),
+                });
+            }
+        }
+    }
+
+    /// Names of a batch with their paths; those whose directory is gone are dropped, since the directory's
+    /// own name stands for them.
+    pub fn resolve(&self, taken: Vec<(Key, Mark)>) -> Vec<(u16, Entry)> {
+        taken
+            .into_iter()
+            .filter_map(|(key, mark)| {
+                let path = self.dirs.path_of(&key)?;
+                Some((self.dirs.tree(key.dir), Entry { key, mark, path }))
+            })
+            .collect()
+    }
+
+    /// Begins to wait for a name on every standby.
+    pub fn begin_wait(&mut self, key: &Key, now: Instant) -> u64 {
+        let waiter = self.next_waiter;
+        self.next_waiter += 1;
+        let mut waiting = Waiting::default();
+        for (index, standby) in self.standbys.iter_mut().enumerate() {
+            if standby.connected {
+                waiting.open.insert(index);
+            } else {
+                waiting.why.clone_from(&standby.reason);
+            }
+            // Also for one that is away: it may come back within the patience.
+            standby.queue.wait(key.clone(), waiter, now);
+        }
+        self.waiting.insert(waiter, waiting);
+        waiter
+    }
+
+    /// Whoever waits for a standby hears that it has everything that was sent, or why not.
+    pub fn answer(&mut self, index: usize, waiters: &[u64], result: Result<(), &str>) {
+        for waiter in waiters {
+            if let Some(waiting) = self.waiting.get_mut(waiter) {
+                waiting.open.remove(&index);
+                match result {
+                    Ok(()) => waiting.stored = true,
+                    Err(why) => waiting.why = Some(why.to_owned()),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,534 @@
+//! Notices changes: watches every directory and turns the kernel's events into marks. The reader never
+//! waits for a transfer.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+
+use crate::batch::below;
+use crate::compare::Scope;
+use crate::dirs::{Key, Name, NodeId};
+use crate::queue::{Change, MOVE_PATIENCE};
+use crate::root;
+use crate::state::{Shared, State};
+
+/// A burst is taken out of the kernel's queue in pieces of this size.
+const BUFFER: usize = 256 * 1024;
+/// Events taken in before others get the lock.
+const MOST_EVENTS: usize = 10_000;
+/// How often directories that cannot be watched are looked at.
+const POLL: Duration = Duration::from_secs(5);
+/// The reader's own sign of life, when nothing happens.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Times of files are those of the kernel's last tick.
+const MARGIN: Duration = Duration::from_secs(2);
+/// With more changed directories than this the whole tree is compared.
+const MOST_SCOPES: usize = 500;
+
+const FLAGS: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::MODIFY)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::ONLYDIR)
+    .union(WatchFlags::DONT_FOLLOW)
+    .union(WatchFlags::EXCL_UNLINK);
+
+/// What a scan notes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noting {
+    /// Nothing: the standbys will be compared, or have it.
+    Nothing,
+    /// Every name.
+    All,
+    /// Names whose inode changed at or after this time; directories that did are to be compared.
+    ChangedSince(SystemTime),
+}
+
+/// The kernel's watches.
+#[derive(Debug)]
+pub struct Watcher {
+    fd: OwnedFd,
+    /// The watches of our own directory in each root, by tree.
+    own: Vec<i32>,
+    moves: Vec<Move>,
+    last_read: SystemTime,
+    last_poll: Instant,
+}
+
+/// A directory or file that was moved away and may turn up again.
+#[derive(Debug)]
+struct Move {
+    cookie: u32,
+    key: Key,
+    /// None for what is not a directory that is watched.
+    directory: Option<NodeId>,
+    at: Instant,
+}
+
+impl Watcher {
+    /// Watches our own directory of each root, which is all that a standby needs.
+    pub fn new<'a>(roots: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+        let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let mut own = Vec::new();
+        for root in roots {
+            let flags = WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR;
+            own.push(inotify::add_watch(&fd, root.join(root::OWN), flags)?);
+        }
+        Ok(Self {
+            fd,
+            own,
+            moves: Vec::new(),
+            last_read: SystemTime::now(),
+            last_poll: Instant::now(),
+        })
+    }
+
+    /// Walks a directory of a tree: watches it and all below, counts, and notes names. Gives the
+    /// directories that have changed and are to be compared: for what was deleted in them, and because
+    /// one that was moved here has changed itself while all that it holds kept its old times. Also mends
+    /// what is known: directories that are not there any more are forgotten.
+    pub fn scan(
+        &self,
+        state: &mut State,
+        start: NodeId,
+        noting: Noting,
+        now: Instant,
+    ) -> Vec<NodeId> {
+        let tree = usize::from(state.dirs.tree(start));
+        let root_path = state.trees[tree].path.clone();
+        let before: HashSet<NodeId> = state.dirs.below(start).into_iter().collect();
+        let mut seen = HashSet::new();
+        let mut changed = Vec::new();
+        let mut stack = vec![(start, noting)];
+        while let Some((id, noting)) = stack.pop() {
+            let Some(relative) = state.dirs.path(id) else {
+                continue;
+            };
+            let path = below(&root_path, &relative);
+            if !self.add(state, id, &path) {
+                // Gone, or a link by now: its parent's look at it says what stands there.
+                if let Some(key) = state.dirs.key(id) {
+                    state.mark(&key, true, Change::Whole, now);
+                }
+                continue;
+            }
+            seen.insert(id);
+            if let Noting::ChangedSince(since) = noting
+                && fs::symlink_metadata(&path).is_ok_and(|m| changed_since(&m, since))
+            {
+                changed.push(id);
+                if let Some(key) = state.dirs.key(id) {
+                    state.mark(&key, true, Change::Whole, now);
+                }
+            }
+            self.read_directory(state, id, &path, noting, now, &mut stack);
+        }
+        for id in before.difference(&seen) {
+            if state.dirs.contains(*id) && *id != start {
+                let watches = state.remove_directory(*id, now);
+                self.remove(&watches);
+            }
+        }
+        changed
+    }
+
+    fn read_directory(
+        &self,
+        state: &mut State,
+        id: NodeId,
+        path: &Path,
+        noting: Noting,
+        now: Instant,
+        stack: &mut Vec<(NodeId, Noting)>,
+    ) {
+        let mut files = 0;
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let name: Name = Arc::from(entry.file_name().as_bytes());
+            let key = Key {
+                dir: id,
+                name: Arc::clone(&name),
+            };
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if state.stays_here(&key, is_directory) {
+                continue;
+            }
+            if is_directory {
+                let child = state.dirs.add(id, &name);
+                if noting == Noting::All {
+                    state.mark(&key, true, Change::Whole, now);
+                }
+                stack.push((child, noting));
+                continue;
+            }
+            files += 1;
+            let note = match noting {
+                Noting::Nothing => false,
+                Noting::All => true,
+                Noting::ChangedSince(since) => {
+                    entry.metadata().is_ok_and(|m| changed_since(&m, since))
+                }
+            };
+            if note {
+                state.mark(&key, false, Change::Whole, now);
+            }
+        }
+        state.dirs.set_files(id, files);
+    }
+
+    /// Watches one directory; whether it is one.
+    fn add(&self, state: &mut State, id: NodeId, path: &Path) -> bool {
+        // A root may be a link, and is followed as rsync does.
+        let flags = if state.dirs.key(id).is_none() {
+            FLAGS.difference(WatchFlags::DONT_FOLLOW)
+        } else {
+            FLAGS
+        };
+        match inotify::add_watch(&self.fd, path, flags) {
+            Ok(wd) => {
+                state.dirs.set_watch(id, wd);
+                true
+            }
+            // No watch is left: it is polled. Any other error of a directory that is there, likewise.
+            Err(Errno::NOSPC | Errno::NOMEM | Errno::ACCESS) => true,
+            Err(_) => false,
+        }
+    }
+
+    fn remove(&self, watches: &[i32]) {
+        for wd in watches {
+            // The kernel has removed that of a deleted directory already.
+            let _ = inotify::remove_watch(&self.fd, *wd);
+        }
+    }
+
+    /// Reads events until the state is stopped.
+    pub fn run(mut self, shared: &Shared) {
+        let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
+        loop {
+            let patience = if self.moves.is_empty() {
+                HEARTBEAT
+            } else {
+                MOVE_PATIENCE
+            };
+            self.await_events(patience);
+            let mut state = shared.lock();
+            if state.stopped {
+                return;
+            }
+            let now = Instant::now();
+            state.reader_alive = Some(now);
+            let overflow = self.read(&mut state, &mut buffer, now);
+            self.expire_moves(&mut state, now);
+            if overflow {
+                self.reconcile(&mut state, now);
+            } else if self.last_poll.elapsed() > POLL {
+                self.poll_unwatched(&mut state, now);
+            }
+            drop(state);
+            shared.notify();
+        }
+    }
+
+    fn await_events(&self, patience: Duration) {
+        let Ok(timeout) = patience.try_into() else {
+            return;
+        };
+        // Interrupted or not: the read that follows does not block.
+        let _ = poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timeout));
+    }
+
+    /// Takes in what the kernel has; whether its queue has overflowed.
+    fn read(&mut self, state: &mut State, buffer: &mut [MaybeUninit<u8>], now: Instant) -> bool {
+        let mut overflow = false;
+        let before = SystemTime::now();
+        // The fd is borrowed by the reader while the events change the rest of `self`.
+        let Ok(fd) = self.fd.try_clone() else {
+            return false;
+        };
+        let mut reader = inotify::Reader::new(&fd, buffer);
+        for _ in 0..MOST_EVENTS {
+            match reader.next() {
+                Ok(event) => {
+                    if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                        overflow = true;
+                        continue;
+                    }
+                    let name: Name =
+                        Arc::from(event.file_name().map_or(&b""[..], |n| n.to_bytes()));
+                    self.take_in(state, event.wd(), event.events(), event.cookie(), name, now);
+                }
+                Err(Errno::WOULDBLOCK) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    log::error!("the kernel's events cannot be read: {error}");
+                    overflow = true;
+                    break;
+                }
+            }
+        }
+        if !overflow {
+            self.last_read = before;
+        }
+        overflow
+    }
+
+    fn take_in(
+        &mut self,
+        state: &mut State,
+        wd: i32,
+        flags: ReadFlags,
+        cookie: u32,
+        name: Name,
+        now: Instant,
+    ) {
+        if let Some(tree) = self.own.iter().position(|own| *own == wd) {
+            own_event(state, tree, &name);
+            return;
+        }
+        if flags.contains(ReadFlags::IGNORED) {
+            state.dirs.drop_watch(wd);
+            return;
+        }
+        let Some(dir) = state.dirs.by_watch(wd) else {
+            return;
+        };
+        let is_root = state.dirs.key(dir).is_none();
+        if is_root
+            && flags.intersects(ReadFlags::UNMOUNT | ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF)
+        {
+            let path = state.trees[usize::from(state.dirs.tree(dir))].path.clone();
+            state.lost_root = Some(format!(
+                "{} was moved, deleted or unmounted",
+                path.display()
+            ));
+            return;
+        }
+        if name.is_empty() {
+            if is_root && flags.contains(ReadFlags::ATTRIB) {
+                state.mark(&Key { dir, name }, true, Change::Whole, now);
+            }
+            return;
+        }
+        let key = Key { dir, name };
+        let is_directory = flags.contains(ReadFlags::ISDIR);
+        if state.stays_here(&key, is_directory) {
+            return;
+        }
+        if is_directory {
+            self.directory_event(state, &key, flags, cookie, now);
+        } else {
+            self.file_event(state, &key, flags, now);
+        }
+    }
+
+    fn file_event(&self, state: &mut State, key: &Key, flags: ReadFlags, now: Instant) {
+        if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
+            state.dirs.count_file(key.dir, true);
+        }
+        if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            state.dirs.count_file(key.dir, false);
+        }
+        let change = if flags.contains(ReadFlags::CREATE) {
+            if will_be_written(state, key) {
+                Change::Opened
+            } else {
+                Change::Whole
+            }
+        } else if flags.contains(ReadFlags::MODIFY) {
+            Change::Writing
+        } else if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            Change::Gone
+        } else {
+            Change::Whole
+        };
+        state.mark(key, false, change, now);
+    }
+
+    fn directory_event(
+        &mut self,
+        state: &mut State,
+        key: &Key,
+        flags: ReadFlags,
+        cookie: u32,
+        now: Instant,
+    ) {
+        if flags.contains(ReadFlags::MOVED_TO) {
+            let moved = self
+                .moves
+                .iter()
+                .position(|m| m.cookie == cookie)
+                .map(|index| self.moves.swap_remove(index));
+            if let Some(directory) = moved.and_then(|m| m.directory)
+                && state.dirs.contains(directory)
+                && state.dirs.tree(directory) == state.dirs.tree(key.dir)
+            {
+                self.forget_child(state, key, now);
+                state.rename_directory(directory, key.dir, &key.name, now);
+                return;
+            }
+            self.forget_child(state, key, now);
+            self.new_directory(state, key, now);
+        } else if flags.contains(ReadFlags::CREATE) {
+            self.new_directory(state, key, now);
+        } else if flags.contains(ReadFlags::MOVED_FROM) {
+            let directory = state.dirs.child(key.dir, &key.name);
+            state.mark(key, true, Change::MovedAway, now);
+            self.moves.push(Move {
+                cookie,
+                key: key.clone(),
+                directory,
+                at: now,
+            });
+        } else if flags.contains(ReadFlags::DELETE) {
+            self.forget_child(state, key, now);
+            state.mark(key, true, Change::Whole, now);
+        } else {
+            state.mark(key, true, Change::Whole, now);
+        }
+    }
+
+    /// A directory that was made or moved here: what it holds already came without an event.
+    fn new_directory(&self, state: &mut State, key: &Key, now: Instant) {
+        let id = state.dirs.add(key.dir, &key.name);
+        state.mark(key, true, Change::Whole, now);
+        self.scan(state, id, Noting::All, now);
+    }
+
+    fn forget_child(&self, state: &mut State, key: &Key, now: Instant) {
+        if let Some(id) = state.dirs.child(key.dir, &key.name) {
+            let watches = state.remove_directory(id, now);
+            self.remove(&watches);
+        }
+    }
+
+    /// What was moved away and did not turn up again has left the tree.
+    fn expire_moves(&mut self, state: &mut State, now: Instant) {
+        let (gone, waiting): (Vec<Move>, Vec<Move>) = std::mem::take(&mut self.moves)
+            .into_iter()
+            .partition(|m| now.saturating_duration_since(m.at) >= MOVE_PATIENCE);
+        self.moves = waiting;
+        for moved in gone {
+            if let Some(directory) = moved.directory
+                && state.dirs.key(directory).as_ref() == Some(&moved.key)
+            {
+                let watches = state.remove_directory(directory, now);
+                self.remove(&watches);
+            }
+        }
+    }
+
+    /// Events were lost: looks at every directory again without dropping a watch.
+    fn reconcile(&mut self, state: &mut State, now: Instant) {
+        state.overflows += 1;
+        let since = self.last_read - MARGIN;
+        self.last_read = SystemTime::now();
+        self.moves.clear();
+        for standby in &mut state.standbys {
+            // What they say may be half of the truth; the names that they concern are marked.
+            standby.queue.take_renames();
+        }
+        let roots: Vec<NodeId> = state.trees.iter().map(|tree| tree.root).collect();
+        for root in roots {
+            let changed = self.scan(state, root, Noting::ChangedSince(since), now);
+            request_comparison(state, &changed);
+        }
+    }
+
+    fn poll_unwatched(&mut self, state: &mut State, now: Instant) {
+        let since = SystemTime::now() - self.last_poll.elapsed() - MARGIN;
+        self.last_poll = now;
+        for id in state.dirs.topmost_polled() {
+            let changed = self.scan(state, id, Noting::ChangedSince(since), now);
+            request_comparison(state, &changed);
+        }
+    }
+}
+
+/// Asks for a comparison of directories that have changed: what was deleted in them has no other trace.
+pub fn request_comparison(state: &mut State, changed: &[NodeId]) {
+    let mut scopes: Vec<(u16, Vec<Vec<u8>>)> = Vec::new();
+    for id in changed {
+        let Some(path) = state.dirs.path(*id) else {
+            continue;
+        };
+        let tree = state.dirs.tree(*id);
+        match scopes.iter_mut().find(|(known, _)| *known == tree) {
+            Some((_, paths)) => paths.push(path),
+            None => scopes.push((tree, vec![path])),
+        }
+    }
+    for (tree, mut paths) in scopes {
+        // Below a directory that is compared there is nothing left to compare.
+        paths.sort();
+        let mut topmost: Vec<Vec<u8>> = Vec::new();
+        for path in paths {
+            let covered = topmost.last().is_some_and(|top| {
+                !top.is_empty() && path.starts_with(top) && path.get(top.len()) == Some(&b'/')
+            });
+            if !covered {
+                topmost.push(path);
+            }
+        }
+        let root = topmost.iter().position(Vec::is_empty);
+        if let Some(root) = root {
+            topmost.remove(root);
+        }
+        let mut scopes = Vec::new();
+        if topmost.len() > MOST_SCOPES {
+            scopes.push(Scope::Whole);
+        } else {
+            // Everything is below the root, which may have changed because of one name.
+            scopes.extend(root.map(|_| Scope::NamesInRoot));
+            scopes.push(Scope::Below(topmost));
+        }
+        for standby in &mut state.standbys {
+            if !standby.compare.contains(&(tree, Scope::Whole)) {
+                standby
+                    .compare
+                    .extend(scopes.iter().map(|scope| (tree, scope.clone())));
+            }
+        }
+    }
+}
+
+/// A new regular file with one name is closed after it was written; a link or a further name is whole.
+fn will_be_written(state: &State, key: &Key) -> bool {
+    let tree = &state.trees[usize::from(state.dirs.tree(key.dir))];
+    let Some(path) = state.dirs.path_of(key) else {
+        return false;
+    };
+    fs::symlink_metadata(below(&tree.path, &path)).is_ok_and(|m| m.is_file() && m.nlink() == 1)
+}
+
+fn changed_since(metadata: &fs::Metadata, since: SystemTime) -> bool {
+    let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
+    let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or(0);
+    UNIX_EPOCH + Duration::new(seconds, nanoseconds) >= since
+}
+
+/// Something was written in our own directory of a root.
+fn own_event(state: &mut State, tree: usize, name: &[u8]) {
+    let path = &state.trees[tree].path;
+    if name == root::PROBE.as_bytes() {
+        let probe = fs::read(root::own(path, root::PROBE)).unwrap_or_default();
+        state.trees[tree].probe = String::from_utf8_lossy(&probe).trim().to_owned();
+    } else if name == root::BARRIER.as_bytes() {
+        state.barrier_seen += 1;
+    }
+}
