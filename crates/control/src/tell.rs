@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use alerts::Severity;
+use observe::{boot_id, uptime_seconds};
 use role::{Fitness, Observation};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -31,19 +31,6 @@ pub fn failover_log(settings: &Settings, text: &str) {
 pub fn alert(settings: &Settings, event: &str, severity: Severity, text: &str) {
     failover_log(settings, text);
     alerts::raise(settings, event, severity, text);
-}
-
-/// Seconds since boot; unlike the wall clock it never jumps.
-pub fn uptime_seconds() -> f64 {
-    let now = clock_gettime(ClockId::Boottime);
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "seconds since boot are exact in an f64"
-    )]
-    let seconds = now.tv_sec as f64;
-    #[expect(clippy::cast_precision_loss, reason = "below a thousand million")]
-    let nanoseconds = now.tv_nsec as f64;
-    seconds + nanoseconds / 1e9
 }
 
 #[derive(Serialize)]
@@ -99,11 +86,6 @@ pub fn verdicts(settings: &Settings, seen: &Observation) {
             peers,
         },
     );
-}
-
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_or_else(|_| String::new(), |text| text.trim().to_owned())
 }
 
 /// What was alerted last, so that one cause is told once.
