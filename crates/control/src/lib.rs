@@ -15,6 +15,7 @@ pub mod links;
 mod lock;
 mod look;
 pub mod maintenance;
+mod node_role;
 pub mod notify;
 pub mod peer;
 pub mod promote;

@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::time::Duration;
 
 use clap::Parser;
-use observe::Memory;
+use observe::{Memory, MemoryError, NodeRole};
 use process::Program;
 use role::{Database, GtidSet};
 use settings::Settings;
@@ -12,7 +12,7 @@ use settings::Settings;
 use crate::cli::{Common, Exit};
 use crate::link::{Request, Response};
 use crate::lock::{LockError, RoleLock};
-use crate::{act, harvest, tell, track};
+use crate::{act, harvest, node_role, tell, track};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
@@ -102,6 +102,19 @@ struct Conversation {
     silent: bool,
 }
 
+/// Writes down who may write, and what that makes of this node.
+fn grant(settings: &Settings, to: &str) -> Result<(), MemoryError> {
+    let to = (!to.is_empty()).then_some(to);
+    let mut memory = Memory::load(settings)?;
+    memory.grant(settings, to)?;
+    if to.is_some_and(|to| to != settings.local().name) {
+        node_role::write(settings, NodeRole::Standby, memory.highest_epoch);
+    } else {
+        node_role::look_again(settings);
+    }
+    Ok(())
+}
+
 fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> Response {
     let done = |outcome: Result<(), String>| match outcome {
         Ok(()) => Response::Done {},
@@ -148,12 +161,7 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
                     why: format!("{to} is not a node in the settings here"),
                 };
             }
-            let to = (!to.is_empty()).then_some(to.as_str());
-            done(
-                Memory::load(settings)
-                    .and_then(|mut memory| memory.grant(settings, to))
-                    .map_err(|e| e.to_string()),
-            )
+            done(grant(settings, to).map_err(|e| e.to_string()))
         }
         Request::Fence {} => {
             // One silence is enough: while it is asked a second time nobody can write.

@@ -4,7 +4,7 @@
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use observe::{MemoryError, Session, SqlError, Target};
+use observe::{MemoryError, NodeRole, Session, SqlError, Target};
 use role::{Contact, GtidSet, Plan, Step};
 use settings::{Node, Settings};
 
@@ -13,7 +13,7 @@ use crate::harvest;
 use crate::journal::{Journal, JournalError};
 use crate::link::LinkError;
 use crate::look::Look;
-use crate::{statements, track};
+use crate::{node_role, statements, track};
 
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
@@ -219,6 +219,7 @@ impl Execution<'_> {
                 statements::claim_epoch(self.local()?, settings, *epoch)?;
                 // From now on a copy that does not know this epoch is old.
                 self.look.memory.saw_epoch(settings, *epoch)?;
+                node_role::write(settings, NodeRole::Active, *epoch);
                 Ok(())
             }
             Step::ForgetChannel => self.forget_channel(),

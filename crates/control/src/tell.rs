@@ -1,7 +1,8 @@
 //! What others are told: the failover log, alerts, and the verdicts that checks read.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use alerts::Severity;
@@ -138,10 +139,12 @@ pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) {
+/// Replaces a file at once. Any account may read it, whatever the umask of who typed a command.
+pub fn write_json(path: &Path, value: &impl Serialize) {
     let write = || -> io::Result<()> {
         let temporary: PathBuf = path.with_extension(format!("new.{}", std::process::id()));
         fs::write(&temporary, serde_json::to_vec(value)?)?;
+        fs::set_permissions(&temporary, Permissions::from_mode(0o644))?;
         fs::rename(&temporary, path)
     };
     if let Err(error) = write() {
