@@ -8,6 +8,7 @@ pub mod audit;
 mod cli;
 pub mod crash_recovery;
 mod fault;
+mod files;
 mod harvest;
 mod journal;
 mod link;
@@ -22,6 +23,8 @@ pub mod promote;
 mod statements;
 mod takeover;
 mod tell;
+#[cfg(test)]
+mod testing;
 mod track;
 
 pub use cli::Exit;

@@ -83,11 +83,11 @@ fn highest_epoch(settings: &Settings) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::path::Path;
 
     use role::{Epoch, SemiSync, Server};
 
     use super::*;
+    use crate::testing::settings;
 
     use NodeRole::{Active, Changing, Standby};
 
@@ -138,17 +138,6 @@ mod tests {
                 "{database:?}, {highest}, {told:?}"
             );
         }
-    }
-
-    fn settings(directory: &Path) -> Settings {
-        let text = format!(
-            "[cluster]\nvip = \"192.0.2.9\"\n\
-             [[node]]\nname = \"a\"\nprivate = \"192.0.2.1\"\nfront = \"198.51.100.1\"\n\
-             [[node]]\nname = \"b\"\nprivate = \"192.0.2.2\"\nfront = \"198.51.100.2\"\n\
-             [paths]\nstate = \"{0}\"\nrun = \"{0}\"\n",
-            directory.display()
-        );
-        settings::parse(&text, Path::new("test.toml"), Some("a")).unwrap()
     }
 
     #[test]
