@@ -40,6 +40,36 @@ const ROLE_LOG: [&str; 9] = [
 /// Generous: figures are printed, bars are for the benchmark.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A tick of the audit, on a busy machine.
+const TICK: Duration = Duration::from_secs(5);
+
+/// The role and the epoch that a node tells its programs.
+fn told(lab: &Lab, node: NodeName) -> Result<(String, u64), LabError> {
+    let file = ["cat", "/run/keepalived-companion/role.json"];
+    let text = lab.exec(node, &file)?.text();
+    let value = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    Ok((
+        value["role"].as_str().unwrap_or_default().to_owned(),
+        value["epoch"].as_u64().unwrap_or_default(),
+    ))
+}
+
+/// The primary tells that it is the active node of its epoch, the other one that it stands by.
+fn roles_are_told(lab: &Lab, primary: NodeName) {
+    let query = "SELECT epoch FROM keepalived_companion.epoch";
+    let epoch: u64 = lab.sql(primary, query).unwrap().parse().unwrap();
+    assert_eq!(told(lab, primary).unwrap(), ("active".to_owned(), epoch));
+    wait_until("the standby to tell its role", TICK, || {
+        let told = told(lab, primary.other())?;
+        Ok(if told == ("standby".to_owned(), epoch) {
+            Ok(())
+        } else {
+            Err(format!("{told:?} in epoch {epoch}"))
+        })
+    })
+    .unwrap();
+}
+
 /// Runs one event and asserts what every event must keep: no loss, one writable node.
 fn survives(event: &Event) {
     let what = event.name;
@@ -78,6 +108,10 @@ fn mariadb_killed_and_unable_to_restart() {
 #[test]
 fn mariadb_frozen_then_resumed() {
     survives(&event::DATABASE_FROZEN);
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    // It was told before the other one opened, so nobody has to wait for it.
+    assert_eq!(told(&lab, Node1).unwrap().0, "standby");
+    roles_are_told(&lab, Node2);
 }
 
 #[test]
@@ -246,6 +280,7 @@ fn the_key_between_the_nodes_opens_no_shell() {
     assert_eq!(converse(r#"{"verb":"run","command":"id"}"#), "");
     assert_eq!(converse(r#"{"verb":"observe","extra":1}"#), "");
     assert!(converse(r#"{"verb":"standby","on":true}"#).contains("role lock first"));
+    assert!(converse(r#"{"verb":"seal-files","limit_ms":9}"#).contains("role lock first"));
     assert_eq!(lab.roles().unwrap().vip, [Node1]);
 }
 
@@ -293,7 +328,10 @@ fn promote_on_the_standby_prints_its_plan_and_then_switches_over() {
         "{}",
         String::from_utf8_lossy(&done.stderr)
     );
+    // The old one gave way when it granted; only the new epoch's number comes with its tick.
+    assert_eq!(told(&lab, Node1).unwrap().0, "standby");
     lab.settled(Node2, LIMIT).unwrap();
+    roles_are_told(&lab, Node2);
 }
 
 /// Kills the promoting tool once, at the named place of its plan, and cuts the active one's power.

@@ -6,7 +6,7 @@ use observe::{Session, SqlError, Target, UnitState, mariadb_process, unit_state}
 use process::{ProcessError, Program};
 use settings::Settings;
 
-use crate::statements;
+use crate::{node_role, statements};
 
 /// How long a killed server may take to be gone.
 const DEATH: Duration = Duration::from_secs(5);
@@ -34,6 +34,8 @@ pub enum ActError {
 /// nothing more is acknowledged here: a server that does not answer is killed, and so is one with
 /// commits that wait for a replica, because ending those sessions would let them commit.
 pub fn fence_local(settings: &Settings) -> Result<(), ActError> {
+    // Before: once it is closed another node may be opened, and two must never send files.
+    node_role::stand_by(settings);
     match close_local(settings) {
         Ok(()) => Ok(()),
         // It boots read-only, and a crash recovery that is killed begins anew.
@@ -70,6 +72,7 @@ fn close_local(settings: &Settings) -> Result<(), CloseError> {
 
 /// SIGKILL for the local server. systemd may start it again: it boots read-only.
 pub fn kill_local(settings: &Settings) -> Result<(), ActError> {
+    node_role::stand_by(settings);
     let Some(pid) = mariadb_process(settings) else {
         return Ok(());
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alerts::Severity;
 use clap::Parser;
-use observe::Session;
+use observe::{NodeRole, Session};
 use role::{Decision, Limits, Policy, PromotionKind, decide};
 use settings::Settings;
 
@@ -14,7 +14,7 @@ use crate::cli::{Common, Exit, answer};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look, look_unless};
 use crate::promote::{PromoteError, carry_out};
-use crate::{statements, takeover, tell, track};
+use crate::{node_role, statements, takeover, tell, track};
 
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
@@ -117,6 +117,7 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
         };
         let decision = decide(&glance.seen, policy(settings));
         if let Decision::Stay(_) | Decision::Wait(_) = decision {
+            refresh_role(settings, &glance);
             return settle(settings, &mut glance, &decision);
         }
     }
@@ -124,6 +125,10 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
     let mut seen = look(settings, Depth::Nodes)?;
     let decision = decide(&seen.seen, policy(settings));
     log::debug!("{:?} -> {decision:?}", seen.seen);
+    if !tells_the_role(&decision) {
+        let database = &seen.seen.local.database;
+        node_role::follow(settings, database, seen.memory.highest_epoch);
+    }
     let acted = act_on(settings, &mut seen, &decision);
     match &acted {
         Ok(()) => settle(settings, &mut seen, &decision)?,
@@ -133,6 +138,41 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
         }
     }
     acted
+}
+
+/// The steady state needs no role lock, but without it a change may be under way that this look was
+/// too early to see. Whoever holds the lock tells the role.
+fn refresh_role(settings: &Settings, glance: &Look) {
+    let database = &glance.seen.local.database;
+    if node_role::is_new(settings, database, glance.memory.highest_epoch)
+        && let Ok(_lock) = RoleLock::take(settings, Duration::ZERO)
+    {
+        node_role::look_again(settings);
+    }
+}
+
+/// Whether acting on the decision tells a role that is not what the database says before it.
+fn tells_the_role(decision: &Decision) -> bool {
+    match decision {
+        // The epoch of a new primary is not written yet: the old one is still another node's.
+        Decision::ClaimEpoch
+        | Decision::Fence { .. }
+        | Decision::FenceAll { .. }
+        | Decision::KillLocal => true,
+        // A promotion begins as a standby.
+        Decision::Promote(_)
+        | Decision::SwitchOver { .. }
+        | Decision::Stay(_)
+        | Decision::Wait(_)
+        | Decision::ForgetChannel
+        | Decision::SemiSync(_)
+        | Decision::CatchUp { .. }
+        | Decision::Attach { .. }
+        | Decision::FencePeers { .. }
+        | Decision::GiveUpVip(_)
+        | Decision::RemoveAddress
+        | Decision::Refuse { .. } => false,
+    }
 }
 
 fn locally_writable(settings: &Settings) -> bool {
@@ -196,6 +236,7 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             let session = local(seen)?;
             statements::claim_epoch(session, settings, epoch)?;
             seen.memory.saw_epoch(settings, epoch)?;
+            node_role::write(settings, NodeRole::Active, epoch);
             tell::failover_log(
                 settings,
                 &format!("wrote epoch {epoch}, which an interrupted change had left out"),

@@ -8,6 +8,7 @@ pub mod audit;
 mod cli;
 pub mod crash_recovery;
 mod fault;
+mod files;
 mod harvest;
 mod journal;
 mod link;
@@ -15,12 +16,15 @@ pub mod links;
 mod lock;
 mod look;
 pub mod maintenance;
+mod node_role;
 pub mod notify;
 pub mod peer;
 pub mod promote;
 mod statements;
 mod takeover;
 mod tell;
+#[cfg(test)]
+mod testing;
 mod track;
 
 pub use cli::Exit;

@@ -8,6 +8,8 @@ use role::NodeView;
 use serde::{Deserialize, Serialize};
 use settings::{Node, Settings};
 
+use crate::files::Sealed;
+
 /// What a peer may be asked. Nothing else is understood on the other side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "verb", deny_unknown_fields)]
@@ -24,6 +26,13 @@ pub enum Request {
         /// A node's name, or empty.
         to: String,
     },
+    /// Let your sender of files send its queue, and nothing after it.
+    SealFiles {
+        /// How long it may take, in ms.
+        limit_ms: u64,
+    },
+    /// Let your sender of files go on.
+    UnsealFiles {},
     /// Make your database unable to write, by SIGKILL when it does not answer.
     Fence {},
     /// Leave the VIP to the others (on), or take part again.
@@ -45,6 +54,11 @@ pub enum Response {
     Node {
         /// The state.
         node: Box<NodeView>,
+    },
+    /// What became of its files.
+    Sealed {
+        /// This.
+        files: Sealed,
     },
     /// The lock is held by another change.
     Busy {},
@@ -168,6 +182,24 @@ impl Link {
         self.done(&Request::Grant { to }, Duration::ZERO)
     }
 
+    /// The peer's sender of files sends what it has and stops, whatever the answer.
+    pub fn seal_files(&mut self, limit: Duration) -> Result<Sealed, LinkError> {
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        match self.ask(&Request::SealFiles { limit_ms }, limit)? {
+            Response::Sealed { files } => Ok(files),
+            Response::Failed { why } => Err(LinkError::Failed {
+                peer: self.peer.clone(),
+                why,
+            }),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// The peer's sender of files goes on.
+    pub fn unseal_files(&mut self) -> Result<(), LinkError> {
+        self.done(&Request::UnsealFiles {}, Duration::ZERO)
+    }
+
     /// The peer's database cannot write any more when this returns.
     pub fn fence(&mut self) -> Result<(), LinkError> {
         // Closing, ending the clients, and a SIGKILL after a silence each take their time.
@@ -189,7 +221,9 @@ impl Link {
                 peer: self.peer.clone(),
                 why,
             }),
-            other @ Response::Node { .. } => Err(self.unexpected(&other)),
+            other @ (Response::Node { .. } | Response::Sealed { .. }) => {
+                Err(self.unexpected(&other))
+            }
         }
     }
 

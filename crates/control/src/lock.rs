@@ -1,8 +1,8 @@
-//! The role lock: one a node, held by an open file, so it goes when the tool dies.
+//! Locks held by an open file, so they go when the tool dies. The role lock: one a node.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,29 +38,54 @@ impl RoleLock {
     /// Takes this node's role lock, waiting at most `patience`.
     pub fn take(settings: &Settings, patience: Duration) -> Result<Self, LockError> {
         let path = settings.paths.run.join("role.lock");
-        let failed = |source| LockError::Io {
-            path: path.clone(),
-            source,
-        };
-        fs::create_dir_all(&settings.paths.run).map_err(failed)?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?;
-        let start = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(failed(error.into())),
-            }
-            if start.elapsed() >= patience {
-                return Err(LockError::Busy { path });
-            }
-            // flock has no time limit of its own; this is the interval of asking again.
-            thread::sleep(Duration::from_millis(10));
+        match exclusive(&path, patience) {
+            Ok(Some(file)) => Ok(Self { _file: file }),
+            Ok(None) => Err(LockError::Busy { path }),
+            Err(source) => Err(LockError::Io { path, source }),
         }
+    }
+}
+
+/// The file with an exclusive lock on it; none when others hold it for all of `patience`.
+pub fn exclusive(path: &Path, patience: Duration) -> io::Result<Option<File>> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
+    let start = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if start.elapsed() >= patience {
+            return Ok(None);
+        }
+        // flock has no time limit of its own; this is the interval of asking again.
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_lock_keeps_an_exclusive_one_out_until_it_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/receive.lock");
+        assert!(exclusive(&path, Duration::ZERO).unwrap().is_some());
+        let receiver = File::open(&path).unwrap();
+        flock(&receiver, FlockOperation::LockShared).unwrap();
+        assert!(
+            exclusive(&path, Duration::from_millis(20))
+                .unwrap()
+                .is_none()
+        );
+        drop(receiver);
+        assert!(exclusive(&path, Duration::ZERO).unwrap().is_some());
     }
 }

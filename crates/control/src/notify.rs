@@ -90,7 +90,7 @@ pub fn main() -> Exit {
 pub fn look_again(settings: &Settings) {
     let path = settings.paths.run.join("hook-sequence");
     // Two hooks at once write two different texts; the reader only compares.
-    let text = format!("{} {}", tell::uptime_seconds(), std::process::id());
+    let text = format!("{} {}", observe::uptime_seconds(), std::process::id());
     if let Err(error) = fs::write(&path, text) {
         log::error!("{}: {error}", path.display());
     }

@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::time::Duration;
 
 use clap::Parser;
-use observe::Memory;
+use observe::{Memory, MemoryError, NodeRole};
 use process::Program;
 use role::{Database, GtidSet};
 use settings::Settings;
@@ -12,7 +12,7 @@ use settings::Settings;
 use crate::cli::{Common, Exit};
 use crate::link::{Request, Response};
 use crate::lock::{LockError, RoleLock};
-use crate::{act, harvest, tell, track};
+use crate::{act, files, harvest, node_role, tell, track};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
@@ -67,6 +67,12 @@ pub fn main() -> Exit {
 /// Answers one JSON line with another until the peer hangs up; then the lock goes, too.
 fn converse(settings: &Settings) -> Exit {
     let mut state = Conversation::default();
+    let exit = answer_lines(settings, &mut state);
+    hung_up(settings, &state);
+    exit
+}
+
+fn answer_lines(settings: &Settings, state: &mut Conversation) -> Exit {
     let mut input = std::io::stdin().lock();
     let mut output = std::io::stdout().lock();
     loop {
@@ -80,7 +86,7 @@ fn converse(settings: &Settings) -> Exit {
             log::error!("refused: a question that is not in the list");
             return Exit::Refused;
         };
-        let response = respond(settings, &request, &mut state);
+        let response = respond(settings, &request, state);
         let mut text = serde_json::to_vec(&response).unwrap_or_default();
         text.push(b'\n');
         if output
@@ -100,6 +106,35 @@ struct Conversation {
     lock: Option<RoleLock>,
     /// The database did not answer when it was observed.
     silent: bool,
+    /// The sender of files was stopped, and nobody was granted the right to write since.
+    sealed: bool,
+}
+
+/// A peer that held the lock may have changed this database over SQL, and may have died in the
+/// middle of it: what it left is looked at before the lock goes.
+fn hung_up(settings: &Settings, state: &Conversation) {
+    if state.lock.is_none() {
+        return;
+    }
+    if state.sealed
+        && let Err(error) = files::unseal(settings)
+    {
+        log::error!("sync-realtime was not told to go on: {error}");
+    }
+    node_role::look_again(settings);
+}
+
+/// Writes down who may write, and what that makes of this node.
+fn grant(settings: &Settings, to: &str) -> Result<(), MemoryError> {
+    let to = (!to.is_empty()).then_some(to);
+    let mut memory = Memory::load(settings)?;
+    memory.grant(settings, to)?;
+    if to.is_some_and(|to| to != settings.local().name) {
+        node_role::write(settings, NodeRole::Standby, memory.highest_epoch);
+    } else {
+        node_role::look_again(settings);
+    }
+    Ok(())
 }
 
 fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> Response {
@@ -135,6 +170,8 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
         Request::Grant { .. }
         | Request::Fence {}
         | Request::Standby { .. }
+        | Request::SealFiles { .. }
+        | Request::UnsealFiles {}
         | Request::RestartKeepalived {}
             if state.lock.is_none() && !matches!(request, Request::Fence {}) =>
         {
@@ -148,12 +185,23 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
                     why: format!("{to} is not a node in the settings here"),
                 };
             }
-            let to = (!to.is_empty()).then_some(to.as_str());
-            done(
-                Memory::load(settings)
-                    .and_then(|mut memory| memory.grant(settings, to))
-                    .map_err(|e| e.to_string()),
-            )
+            let granted = grant(settings, to).map_err(|e| e.to_string());
+            if granted.is_ok() && !to.is_empty() {
+                state.sealed = false;
+            }
+            done(granted)
+        }
+        Request::SealFiles { limit_ms } => {
+            // Also without an answer: it may have heard the question.
+            state.sealed = true;
+            Response::Sealed {
+                files: files::seal(settings, Duration::from_millis(*limit_ms)),
+            }
+        }
+        Request::UnsealFiles {} => {
+            let unsealed = files::unseal(settings).map_err(|e| e.to_string());
+            state.sealed &= unsealed.is_err();
+            done(unsealed)
         }
         Request::Fence {} => {
             // One silence is enough: while it is asked a second time nobody can write.
@@ -180,5 +228,118 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
                 .map(drop)
                 .map_err(|e| e.to_string()),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufReader;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+    use crate::files::Sealed;
+    use crate::testing::settings;
+
+    fn locked(settings: &Settings) -> Conversation {
+        Conversation {
+            lock: Some(RoleLock::take(settings, Duration::ZERO).unwrap()),
+            ..Conversation::default()
+        }
+    }
+
+    fn role(settings: &Settings) -> Option<NodeRole> {
+        observe::role_state(settings).map(|state| state.role)
+    }
+
+    fn grant(to: &str) -> Request {
+        Request::Grant { to: to.to_owned() }
+    }
+
+    #[test]
+    fn nothing_is_changed_without_the_role_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        for request in [
+            Request::SealFiles { limit_ms: 10 },
+            Request::UnsealFiles {},
+            grant("b"),
+        ] {
+            let response = respond(&settings, &request, &mut Conversation::default());
+            assert!(
+                matches!(response, Response::Failed { .. }),
+                "{request:?}: {response:?}"
+            );
+        }
+        assert_eq!(role(&settings), None);
+    }
+
+    #[test]
+    fn the_node_that_grants_stands_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let mut state = locked(&settings);
+        node_role::write(&settings, NodeRole::Active, 5);
+        respond(&settings, &grant("stranger"), &mut state);
+        assert_eq!(role(&settings), Some(NodeRole::Active));
+        assert_eq!(
+            respond(&settings, &grant("b"), &mut state),
+            Response::Done {}
+        );
+        assert_eq!(role(&settings), Some(NodeRole::Standby));
+        // Its database says nothing here, so taking the grant back changes nothing.
+        assert_eq!(
+            respond(&settings, &grant(""), &mut state),
+            Response::Done {}
+        );
+        assert_eq!(role(&settings), Some(NodeRole::Standby));
+    }
+
+    /// A sync-realtime that answers so many questions with the same words, and returns them.
+    fn sender(
+        settings: &Settings,
+        answers: usize,
+        words: &'static str,
+    ) -> thread::JoinHandle<String> {
+        let listener = UnixListener::bind(observe::sync_socket(settings)).unwrap();
+        thread::spawn(move || {
+            let mut asked = String::new();
+            for _ in 0..answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                BufReader::new(stream.try_clone().unwrap())
+                    .read_line(&mut asked)
+                    .unwrap();
+                writeln!(stream, "{words}").unwrap();
+            }
+            asked
+        })
+    }
+
+    #[test]
+    fn a_peer_that_dies_leaves_no_sender_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let asked = sender(&settings, 2, "behind 3");
+        let mut state = locked(&settings);
+        assert_eq!(
+            respond(&settings, &Request::SealFiles { limit_ms: 10 }, &mut state),
+            Response::Sealed {
+                files: Sealed::Behind { paths: 3 }
+            }
+        );
+        hung_up(&settings, &state);
+        assert_eq!(asked.join().unwrap(), "seal 10\nunseal\n");
+    }
+
+    #[test]
+    fn a_sender_stays_stopped_once_the_right_to_write_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let asked = sender(&settings, 1, "sealed");
+        let mut state = locked(&settings);
+        respond(&settings, &Request::SealFiles { limit_ms: 10 }, &mut state);
+        respond(&settings, &grant("b"), &mut state);
+        assert_eq!(asked.join().unwrap(), "seal 10\n");
+        assert!(!state.sealed, "it would be told to go on at the end");
     }
 }

@@ -4,16 +4,18 @@
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use observe::{MemoryError, Session, SqlError, Target};
+use alerts::Severity;
+use observe::{MemoryError, NodeRole, Session, SqlError, Target};
 use role::{Contact, GtidSet, Plan, Step};
 use settings::{Node, Settings};
 
 use crate::act::ActError;
+use crate::files::{self, Sealed};
 use crate::harvest;
 use crate::journal::{Journal, JournalError};
 use crate::link::LinkError;
 use crate::look::Look;
-use crate::{statements, track};
+use crate::{node_role, statements, tell, track};
 
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
@@ -110,6 +112,7 @@ pub enum TakeoverError {
 struct Execution<'a> {
     settings: &'a Settings,
     look: &'a mut Look,
+    plan: &'a Plan,
     accept_loss: bool,
     /// The frozen primary's position and whole history.
     frozen: Option<(GtidSet, GtidSet)>,
@@ -117,6 +120,9 @@ struct Execution<'a> {
     /// STOP SLAVE takes two seconds when the primary has just died; it runs beside the opening.
     stopping: Option<JoinHandle<Result<(), SqlError>>>,
     opened: bool,
+    /// What went wrong without ending the plan: event and text. Alerted once the database is open,
+    /// because to queue an alert takes time, and a plan that is undone loses nothing.
+    warnings: Vec<(&'static str, String)>,
 }
 
 /// Carries out the plan. The role locks of all nodes concerned are held by the caller.
@@ -130,11 +136,13 @@ pub fn execute(
     let mut execution = Execution {
         settings,
         look,
+        plan,
         accept_loss,
         frozen: None,
         freeze_began: None,
         stopping: None,
         opened: false,
+        warnings: Vec::new(),
     };
     let mut journal = Journal::begin(settings, plan).map_err(|why| {
         Box::new(TakeoverError::Undone {
@@ -171,6 +179,7 @@ pub fn execute(
                 }
                 let step = step.to_string();
                 if execution.opened {
+                    execution.alert_warnings();
                     return Err(Box::new(TakeoverError::Forward { step, why }));
                 }
                 done.push(&plan.steps[done.len()]);
@@ -193,7 +202,9 @@ pub fn execute(
     if let Err(error) = journal.ended("done") {
         log::error!("{error}");
     }
-    Ok(start.elapsed())
+    let took = start.elapsed();
+    execution.alert_warnings();
+    Ok(took)
 }
 
 impl Execution<'_> {
@@ -201,6 +212,7 @@ impl Execution<'_> {
         match step {
             Step::FencePeer { peer } => self.fence_peer(peer),
             Step::FreezePeer { peer } => self.freeze(peer),
+            Step::SealFiles { peer } => self.seal_files(peer),
             Step::CatchUp { peer } => self.catch_up(peer),
             Step::Grant { peer } => {
                 let me = self.settings.local().name.clone();
@@ -212,6 +224,10 @@ impl Execution<'_> {
                 self.stop_replication();
                 Ok(())
             }
+            Step::StopReceiving => {
+                self.stop_receiving();
+                Ok(())
+            }
             Step::TakeBackGrant => Ok(self.look.memory.grant(self.settings, None)?),
             Step::Open => self.open(),
             Step::ClaimEpoch { epoch } => {
@@ -219,6 +235,7 @@ impl Execution<'_> {
                 statements::claim_epoch(self.local()?, settings, *epoch)?;
                 // From now on a copy that does not know this epoch is old.
                 self.look.memory.saw_epoch(settings, *epoch)?;
+                node_role::write(settings, NodeRole::Active, *epoch);
                 Ok(())
             }
             Step::ForgetChannel => self.forget_channel(),
@@ -247,6 +264,45 @@ impl Execution<'_> {
         statements::end_clients(session, settings)?;
         self.frozen = Some(statements::stable_position(session, limit)?);
         Ok(())
+    }
+
+    /// The freeze goes on meanwhile, and what is not sent is not lost: only a peer that cannot be
+    /// spoken to ends the plan here, since it could not grant either.
+    fn seal_files(&mut self, peer: &str) -> Result<(), StepError> {
+        let limit = files::seal_limit(self.settings.role.freeze_limit);
+        let sealed = self
+            .link(peer)?
+            .seal_files(limit)
+            .unwrap_or_else(|error| Sealed::Unknown {
+                why: error.to_string(),
+            });
+        if sealed == (Sealed::NoSender {}) {
+            log::info!("{peer}: no sync-realtime runs there, so no files are waited for");
+        }
+        let epoch = self.plan.epoch();
+        if let Some(text) = files::unsent(self.settings, peer, &sealed, epoch) {
+            self.warn("files-not-sent", text);
+        }
+        Ok(())
+    }
+
+    fn stop_receiving(&mut self) {
+        let epoch = self.look.memory.highest_epoch;
+        node_role::write(self.settings, NodeRole::Changing, epoch);
+        if let Err(error) = files::await_receivers(self.settings) {
+            self.warn("receiver-stuck", error.to_string());
+        }
+    }
+
+    fn warn(&mut self, event: &'static str, text: String) {
+        log::warn!("{text}");
+        self.warnings.push((event, text));
+    }
+
+    fn alert_warnings(&mut self) {
+        for (event, text) in self.warnings.drain(..) {
+            tell::alert(self.settings, event, Severity::Warning, &text);
+        }
     }
 
     fn catch_up(&mut self, _peer: &str) -> Result<(), StepError> {
@@ -415,7 +471,18 @@ impl Execution<'_> {
                     }
                     self.local()?.execute("START ALL SLAVES")?;
                 }
+                Step::StopReceiving => {
+                    let epoch = self.look.memory.highest_epoch;
+                    node_role::write(self.settings, NodeRole::Standby, epoch);
+                }
                 Step::Grant { peer } => self.link(peer)?.grant(None)?,
+                Step::SealFiles { peer } => {
+                    // The peer does it by itself when this conversation ends; the database must not
+                    // stay closed for it.
+                    if let Err(error) = self.link(peer)?.unseal_files() {
+                        log::warn!("{error}");
+                    }
+                }
                 Step::FreezePeer { peer } => {
                     let session = self.session(peer)?;
                     session.execute("UNLOCK TABLES")?;

@@ -1,12 +1,13 @@
 //! What others are told: the failover log, alerts, and the verdicts that checks read.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use alerts::Severity;
+use observe::{boot_id, uptime_seconds};
 use role::{Fitness, Observation};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -31,19 +32,6 @@ pub fn failover_log(settings: &Settings, text: &str) {
 pub fn alert(settings: &Settings, event: &str, severity: Severity, text: &str) {
     failover_log(settings, text);
     alerts::raise(settings, event, severity, text);
-}
-
-/// Seconds since boot; unlike the wall clock it never jumps.
-pub fn uptime_seconds() -> f64 {
-    let now = clock_gettime(ClockId::Boottime);
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "seconds since boot are exact in an f64"
-    )]
-    let seconds = now.tv_sec as f64;
-    #[expect(clippy::cast_precision_loss, reason = "below a thousand million")]
-    let nanoseconds = now.tv_nsec as f64;
-    seconds + nanoseconds / 1e9
 }
 
 #[derive(Serialize)]
@@ -101,11 +89,6 @@ pub fn verdicts(settings: &Settings, seen: &Observation) {
     );
 }
 
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_or_else(|_| String::new(), |text| text.trim().to_owned())
-}
-
 /// What was alerted last, so that one cause is told once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Told {
@@ -156,10 +139,12 @@ pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) {
+/// Replaces a file at once. Any account may read it, whatever the umask of who typed a command.
+pub fn write_json(path: &Path, value: &impl Serialize) {
     let write = || -> io::Result<()> {
         let temporary: PathBuf = path.with_extension(format!("new.{}", std::process::id()));
         fs::write(&temporary, serde_json::to_vec(value)?)?;
+        fs::set_permissions(&temporary, Permissions::from_mode(0o644))?;
         fs::rename(&temporary, path)
     };
     if let Err(error) = write() {

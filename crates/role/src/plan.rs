@@ -44,6 +44,11 @@ pub enum Step {
         /// The primary.
         peer: String,
     },
+    /// The primary sends the files that wait to be sent, and none after them.
+    SealFiles {
+        /// The primary.
+        peer: String,
+    },
     /// Everything the frozen primary has is applied here.
     CatchUp {
         /// The primary.
@@ -63,6 +68,8 @@ pub enum Step {
     },
     /// Replication from the old primary ends. Its return is awaited after the opening.
     StopReplication,
+    /// What receives files here from another node ends: from now on this node changes them itself.
+    StopReceiving,
     /// This node's own note that it had given the right to write away is removed, before it opens:
     /// the audit fences a primary that gave its right away.
     TakeBackGrant,
@@ -97,6 +104,10 @@ impl Step {
                 "peer: KILL CONNECTION of every client session",
                 "peer: SELECT @@gtid_binlog_pos, twice the same",
             ],
+            Self::SealFiles { .. } => &[
+                "peer: seal <limit>, asked of sync-realtime",
+                "what is not sent in time does not stop the plan; it is alerted",
+            ],
             Self::CatchUp { .. } => &["SELECT MASTER_GTID_WAIT(<the peer's position>, <limit>)"],
             Self::Grant { .. } => &["peer: grant to this node, written durably"],
             Self::Drain => &["SELECT MASTER_GTID_WAIT(<Gtid_IO_Pos>, <limit>)"],
@@ -105,6 +116,10 @@ impl Step {
                 "here: mariadb < its output",
             ],
             Self::StopReplication => &["STOP ALL SLAVES"],
+            Self::StopReceiving => &[
+                "role.json: changing",
+                "flock of receive.lock, at most 1 s: held until every receiver has ended",
+            ],
             Self::TakeBackGrant => &["remove the grant to the peer, durably"],
             Self::Open => &["SET GLOBAL read_only = 0", "SELECT @@read_only"],
             Self::ClaimEpoch { epoch } => {
@@ -128,11 +143,13 @@ impl fmt::Display for Step {
         match self {
             Self::FencePeer { peer } => write!(f, "fence {peer}"),
             Self::FreezePeer { peer } => write!(f, "freeze writes on {peer}"),
+            Self::SealFiles { peer } => write!(f, "let {peer} send its last files"),
             Self::CatchUp { peer } => write!(f, "catch up with {peer}"),
             Self::Grant { peer } => write!(f, "take the right to write from {peer}"),
             Self::Drain => write!(f, "apply everything received"),
             Self::Harvest { peer } => write!(f, "harvest the end of {peer}'s binlog"),
             Self::StopReplication => write!(f, "stop replication"),
+            Self::StopReceiving => write!(f, "stop receiving files"),
             Self::TakeBackGrant => write!(f, "take back the right to write"),
             Self::Open => write!(f, "open the database for writes"),
             Self::ClaimEpoch { epoch } => write!(f, "write epoch {epoch}"),
@@ -153,6 +170,19 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Transactions of the old primary that are known to be lost, when a person accepted it.
     pub accepted_loss: u64,
+}
+
+impl Plan {
+    /// The epoch that the opening begins.
+    pub fn epoch(&self) -> u64 {
+        self.steps
+            .iter()
+            .find_map(|step| match step {
+                Step::ClaimEpoch { epoch } => Some(*epoch),
+                _ => None,
+            })
+            .unwrap_or_default()
+    }
 }
 
 /// Why there is no plan. Each names the way on.
@@ -273,6 +303,7 @@ pub fn plan_promotion(
     if replicating {
         steps.push(Step::StopReplication);
     }
+    steps.push(Step::StopReceiving);
     if seen.granted_to.is_some() {
         steps.push(Step::TakeBackGrant);
     }
@@ -316,6 +347,10 @@ fn switch_over(seen: &Observation, me: &crate::Server, from: &str) -> Result<Vec
         steps.push(Step::Drain);
     }
     steps.push(Step::FreezePeer {
+        peer: from.to_owned(),
+    });
+    // Before the wait for the database: meanwhile nothing is written that would need to be sent.
+    steps.push(Step::SealFiles {
         peer: from.to_owned(),
     });
     steps.push(Step::CatchUp {

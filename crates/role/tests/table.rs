@@ -394,16 +394,19 @@ fn judge(look: &Observation) {
 /// Whatever could still write is stopped before the one opening.
 fn ordered(steps: &[Step]) {
     let open = steps.iter().position(|s| *s == Step::Open).unwrap();
+    files_are_ordered(steps);
     assert_eq!(steps.iter().filter(|s| **s == Step::Open).count(), 1);
     for (index, step) in steps.iter().enumerate() {
         match step {
             Step::FencePeer { .. }
             | Step::FreezePeer { .. }
+            | Step::SealFiles { .. }
             | Step::CatchUp { .. }
             | Step::Grant { .. }
             | Step::Drain
             | Step::Harvest { .. }
             | Step::StopReplication
+            | Step::StopReceiving
             | Step::TakeBackGrant => assert!(index < open, "{steps:?}"),
             Step::ClaimEpoch { .. } | Step::ForgetChannel | Step::Demote { .. } => {
                 assert!(index > open, "{steps:?}");
@@ -411,6 +414,33 @@ fn ordered(steps: &[Step]) {
             Step::Open => {}
         }
     }
+}
+
+/// The sender has sent all that it will send before the receivers end, and they before the opening.
+fn files_are_ordered(steps: &[Step]) {
+    let next = |step: &Step| steps.iter().skip_while(|s| *s != step).nth(1);
+    assert!(
+        matches!(
+            next(&Step::StopReceiving),
+            Some(Step::TakeBackGrant | Step::Open)
+        ),
+        "{steps:?}"
+    );
+    for peer in steps.iter().filter_map(|step| match step {
+        Step::FreezePeer { peer } => Some(peer.clone()),
+        _ => None,
+    }) {
+        let frozen = Step::FreezePeer { peer: peer.clone() };
+        let sealed = Step::SealFiles { peer: peer.clone() };
+        assert_eq!(next(&frozen), Some(&sealed));
+        assert_eq!(next(&sealed), Some(&Step::CatchUp { peer }));
+    }
+    let seals = |step: &&Step| matches!(step, Step::SealFiles { .. });
+    let freezes = |step: &&Step| matches!(step, Step::FreezePeer { .. });
+    assert_eq!(
+        steps.iter().filter(seals).count(),
+        steps.iter().filter(freezes).count()
+    );
 }
 
 #[test]
@@ -489,6 +519,50 @@ fn a_stopped_applying_thread_is_left_alone_and_drained_before_a_switch_over() {
     let steps = plan_promotion(&look, kind, LIMITS).unwrap().steps;
     assert_eq!(steps[0], Step::Drain);
     assert!(matches!(steps[1], Step::FreezePeer { .. }));
+}
+
+#[test]
+fn every_way_to_open_stops_the_files_before() {
+    let mut standby = server(false, 5, "there", "0-2-10");
+    standby.channels = vec![channel("0-2-10")];
+    let primary = answering(server(true, 5, "there", "0-2-10"));
+    let mut look = seen(here(true, answering(standby)), there(false, primary));
+    look.granted_to = Some("there".to_owned());
+    let names = |look: &Observation, kind| -> Vec<String> {
+        let steps = plan_promotion(look, kind, LIMITS).unwrap().steps;
+        steps.iter().map(Step::to_string).collect()
+    };
+    let kind = PromotionKind::SwitchOver {
+        from: "there".to_owned(),
+    };
+    assert_eq!(
+        names(&look, kind),
+        [
+            "freeze writes on there",
+            "let there send its last files",
+            "catch up with there",
+            "take the right to write from there",
+            "stop replication",
+            "stop receiving files",
+            "take back the right to write",
+            "open the database for writes",
+            "write epoch 6",
+            "forget the old replication channel",
+            "make there a replica",
+        ]
+    );
+    look.peers[0].contact = Contact::Silent;
+    look.granted_to = None;
+    assert_eq!(
+        names(&look, PromotionKind::TakeOver),
+        [
+            "stop replication",
+            "stop receiving files",
+            "open the database for writes",
+            "write epoch 6",
+            "forget the old replication channel",
+        ]
+    );
 }
 
 #[test]

@@ -1,0 +1,172 @@
+//! Tells every program on this node what it is: `role.json`, which the file synchronisation obeys.
+//!
+//! It is rewritten only when it changes, because each rewriting wakes who watches it.
+
+use observe::{Memory, NodeRole, RoleState, boot_id, role_state, role_state_file, uptime_seconds};
+use role::Database;
+use settings::Settings;
+
+use crate::tell::write_json;
+
+/// A role, and the epoch that it is of.
+type Told = (NodeRole, u64);
+
+/// What follows from what the database says, when that is not told yet. One that does not answer
+/// may have been anything, so it says nothing.
+fn role_of(database: &Database, highest_epoch: u64, told: Option<Told>) -> Option<Told> {
+    let known = match database {
+        Database::Answering(server) if server.writable => (NodeRole::Active, server.epoch_number()),
+        // The row may have come by replication since the memory was written.
+        Database::Answering(server) => {
+            (NodeRole::Standby, highest_epoch.max(server.epoch_number()))
+        }
+        Database::Starting | Database::Silent | Database::Down => return None,
+    };
+    (told != Some(known)).then_some(known)
+}
+
+fn told(settings: &Settings) -> Option<Told> {
+    role_state(settings).map(|state| (state.role, state.epoch))
+}
+
+/// Tells this role and epoch.
+pub fn write(settings: &Settings, role: NodeRole, epoch: u64) {
+    if told(settings) == Some((role, epoch)) {
+        return;
+    }
+    log::info!("role.json: {role:?}, epoch {epoch}");
+    write_json(
+        &role_state_file(settings),
+        &RoleState {
+            role,
+            epoch,
+            at: uptime_seconds(),
+            boot_id: boot_id(),
+        },
+    );
+}
+
+/// Whether [`follow`] would tell something new.
+pub fn is_new(settings: &Settings, database: &Database, highest_epoch: u64) -> bool {
+    role_of(database, highest_epoch, told(settings)).is_some()
+}
+
+/// Tells what the database, just looked at, makes of this node. The role lock is held.
+pub fn follow(settings: &Settings, database: &Database, highest_epoch: u64) {
+    if let Some((role, epoch)) = role_of(database, highest_epoch, told(settings)) {
+        write(settings, role, epoch);
+    }
+}
+
+/// Looks at the database and follows it. The role lock is held.
+pub fn look_again(settings: &Settings) {
+    let (database, _session) = observe::local_database(settings);
+    follow(settings, &database, highest_epoch(settings));
+}
+
+/// Tells that this node gives way to another one.
+pub fn stand_by(settings: &Settings) {
+    write(settings, NodeRole::Standby, highest_epoch(settings));
+}
+
+/// The highest epoch that is known here. A damaged memory must not keep a node from giving way.
+fn highest_epoch(settings: &Settings) -> u64 {
+    match Memory::load(settings) {
+        Ok(memory) => memory.highest_epoch,
+        Err(error) => {
+            log::error!("{error}");
+            told(settings).map_or(0, |(_, epoch)| epoch)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use role::{Epoch, SemiSync, Server};
+
+    use super::*;
+    use crate::testing::settings;
+
+    use NodeRole::{Active, Changing, Standby};
+
+    fn answering(writable: bool, epoch: u64) -> Database {
+        Database::Answering(Box::new(Server {
+            server_id: 1,
+            writable,
+            epoch: Some(Epoch {
+                number: epoch,
+                primary: "a".to_owned(),
+            }),
+            binlog_state: "".parse().unwrap(),
+            slave_pos: "".parse().unwrap(),
+            channels: Vec::new(),
+            semi_sync: SemiSync::default(),
+        }))
+    }
+
+    #[test]
+    fn the_role_follows_a_database_that_answers() {
+        let open = answering(true, 5);
+        let closed = answering(false, 5);
+        for (database, highest, told, expected) in [
+            // After a boot nothing is told yet.
+            (&open, 5, None, Some((Active, 5))),
+            (&closed, 5, None, Some((Standby, 5))),
+            (&Database::Starting, 5, None, None),
+            // Nothing is new.
+            (&open, 5, Some((Active, 5)), None),
+            (&closed, 5, Some((Standby, 5)), None),
+            // It was opened, or closed; perhaps by a promotion that was killed.
+            (&open, 5, Some((Standby, 4)), Some((Active, 5))),
+            (&open, 5, Some((Changing, 4)), Some((Active, 5))),
+            (&closed, 5, Some((Active, 5)), Some((Standby, 5))),
+            (&closed, 5, Some((Changing, 5)), Some((Standby, 5))),
+            // A newer epoch was seen: the own one while open, the highest while closed.
+            (&open, 6, Some((Active, 4)), Some((Active, 5))),
+            (&closed, 6, Some((Standby, 5)), Some((Standby, 6))),
+            (&closed, 4, Some((Standby, 4)), Some((Standby, 5))),
+            // No answer is no knowledge.
+            (&Database::Starting, 6, Some((Changing, 5)), None),
+            (&Database::Silent, 6, Some((Active, 5)), None),
+            (&Database::Down, 6, Some((Standby, 5)), None),
+        ] {
+            assert_eq!(
+                role_of(database, highest, told),
+                expected,
+                "{database:?}, {highest}, {told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_file_is_replaced_when_something_changed_and_anybody_may_read_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let file = || std::fs::metadata(role_state_file(&settings)).unwrap();
+        write(&settings, Active, 5);
+        let first = file();
+        assert_eq!(first.permissions().mode() & 0o777, 0o644);
+        write(&settings, Active, 5);
+        follow(&settings, &answering(true, 5), 5);
+        follow(&settings, &Database::Down, 9);
+        assert_eq!(file().ino(), first.ino(), "rewritten for nothing");
+        write(&settings, Standby, 6);
+        assert_eq!(told(&settings), Some((Standby, 6)));
+    }
+
+    #[test]
+    fn a_node_gives_way_although_its_memory_is_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let epoch = directory.path().join("highest-epoch");
+        std::fs::write(&epoch, "7").unwrap();
+        stand_by(&settings);
+        assert_eq!(told(&settings), Some((Standby, 7)));
+        write(&settings, Active, 8);
+        std::fs::write(&epoch, "damaged").unwrap();
+        stand_by(&settings);
+        assert_eq!(told(&settings), Some((Standby, 8)));
+    }
+}
