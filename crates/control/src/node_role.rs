@@ -2,7 +2,7 @@
 //!
 //! It is rewritten only when it changes, because each rewriting wakes who watches it.
 
-use observe::{Memory, NodeRole, RoleState, boot_id, role_state, role_state_file, uptime_seconds};
+use observe::{Memory, NodeRole, RoleState, role_state, role_state_file, uptime_seconds};
 use role::Database;
 use settings::Settings;
 
@@ -41,7 +41,6 @@ pub fn write(settings: &Settings, role: NodeRole, epoch: u64) {
             role,
             epoch,
             at: uptime_seconds(),
-            boot_id: boot_id(),
         },
     );
 }

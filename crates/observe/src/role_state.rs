@@ -30,8 +30,6 @@ pub struct RoleState {
     pub epoch: u64,
     /// When it was written, in seconds since boot.
     pub at: f64,
-    /// The boot that `at` belongs to.
-    pub boot_id: String,
 }
 
 /// Where the file is.
@@ -39,12 +37,12 @@ pub fn role_state_file(settings: &Settings) -> PathBuf {
     settings.paths.run.join("role.json")
 }
 
-/// This node's role; none when it is not known (yet), or the file is of another boot.
+/// This node's role; none when it is not known (yet). The run directory is empty after a boot, so the
+/// file is of this one; a boot id in it would not help, since a unit with a /proc of its own may see
+/// another one in a container than everybody else does.
 pub fn role_state(settings: &Settings) -> Option<RoleState> {
     let text = fs::read(role_state_file(settings)).ok()?;
-    serde_json::from_slice::<RoleState>(&text)
-        .ok()
-        .filter(|state| state.boot_id == boot_id())
+    serde_json::from_slice(&text).ok()
 }
 
 /// Names this boot of the machine.

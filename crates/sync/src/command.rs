@@ -35,7 +35,7 @@ pub struct Refused(String);
 /// Options that the sending side of this program uses, as rsync 3.2 to 3.5 hands them on. Nothing that
 /// reads (`--sender`), names another place (`--backup-dir`, `--log-file`, `--link-dest`, ...) or runs
 /// anything is among them.
-const LONG: [&str; 12] = [
+const LONG: [&str; 13] = [
     "--force",
     "--delete-missing-args",
     "--numeric-ids",
@@ -48,14 +48,15 @@ const LONG: [&str; 12] = [
     "--no-recursive",
     "--ignore-existing",
     "--existing",
+    // What --out-format becomes on the way.
+    "--log-format=%i",
 ];
-const LONG_WITH_VALUE: [&str; 6] = [
+const LONG_WITH_VALUE: [&str; 5] = [
     "--usermap=",
     "--groupmap=",
     "--timeout=",
     "--modify-window=",
     "--max-delete=",
-    "--out-format=",
 ];
 /// Letters of a cluster before the `e.` of the capabilities: links, owner, group, devices, times,
 /// permissions, hard links, relative names, recursion, dry run, directories, itemise, verbose.
@@ -117,9 +118,8 @@ fn check(argument: &str) -> Result<(), Refused> {
         .iter()
         .find_map(|name| Some((name, argument.strip_prefix(name)?)))
     {
-        let harmless = |c: char| {
-            c.is_ascii_alphanumeric() || matches!(c, '*' | ':' | '_' | '-' | '.' | '%' | ' ')
-        };
+        let harmless =
+            |c: char| c.is_ascii_alphanumeric() || matches!(c, '*' | ':' | '_' | '-' | '.');
         return if value.chars().all(harmless) {
             Ok(())
         } else {
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(stream.root, Path::new(ROOT));
         assert!(!stream.compares);
         assert_eq!(stream.arguments[5], "--usermap=*:www-data");
-        let compare = "stream 7 node1 --server -nlHogDtpre.LsfxCIvu --delete-during -@-1 --numeric-ids . /var/www/html/";
+        let compare = "stream 7 node1 --server -nlHogDtpre.LsfxCIvu --log-format=%i --delete-during -@-1 --numeric-ids . /var/www/html/";
         assert!(matches!(parsed(compare), Ok(Command::Stream(s)) if s.compares));
         assert_eq!(parsed("session"), Ok(Command::Session));
     }

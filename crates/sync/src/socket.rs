@@ -111,15 +111,7 @@ impl Desk {
     fn serve(&self, client: &UnixStream) -> io::Result<()> {
         client.set_read_timeout(Some(PATIENCE))?;
         client.set_write_timeout(Some(PATIENCE))?;
-        let mut reader = BufReader::new(client.take(LONGEST_REQUEST));
-        let mut request = Vec::new();
-        reader.read_until(b'\n', &mut request)?;
-        // `wait0` ends with a NUL, for names that hold a newline.
-        while request.starts_with(b"wait0 ") && !request.contains(&0) {
-            if reader.read_until(b'\n', &mut request)? == 0 {
-                break;
-            }
-        }
+        let request = read_request(client)?;
         let answer = self.answer(client, &request)?;
         let mut client = client;
         client.write_all(format!("{answer}\n").as_bytes())
@@ -369,6 +361,29 @@ impl Desk {
             "nothing was held".to_owned()
         } else {
             format!("released: {}", released.join("; ").replace('\n', " "))
+        }
+    }
+}
+
+/// Up to a newline, or to a NUL for `wait0`, whose names may hold a newline.
+fn read_request(client: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut reader = BufReader::new(client.take(LONGEST_REQUEST));
+    let mut request = Vec::new();
+    loop {
+        let piece = reader.fill_buf()?;
+        if piece.is_empty() {
+            return Ok(request);
+        }
+        let length = piece.len();
+        request.extend_from_slice(piece);
+        reader.consume(length);
+        let end = if request.starts_with(b"wait0 ") {
+            0
+        } else {
+            b'\n'
+        };
+        if request.contains(&end) {
+            return Ok(request);
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::tell;
 const MOST_NAMES: usize = 10_000;
 /// Between two looks whether an unreachable standby answers again: one SYN to each of its addresses.
 const PROBE: Duration = Duration::from_millis(500);
+/// While roles change, a standby may not know for a moment that it is one: that is no alert.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Without anything to do, the connection is looked at so often.
 const IDLE: Duration = Duration::from_secs(1);
 /// A name that is due in less is waited for so long: the kernel's own grain.
@@ -74,6 +76,14 @@ pub struct Worker {
     progressed: bool,
 }
 
+/// What was said about a standby that takes nothing.
+#[derive(Debug, Default)]
+struct Told {
+    why: Option<String>,
+    since: Option<Instant>,
+    alerted: bool,
+}
+
 /// What there is to do.
 enum Work {
     Renames(Vec<Rename>),
@@ -116,12 +126,12 @@ impl Worker {
     /// Serves until the state is stopped.
     pub fn run(mut self) {
         let mut backoff = Backoff::default();
-        let mut told = None;
+        let mut told = Told::default();
         while !self.stopped() {
             let trouble = match self.connect() {
                 Ok(mut link) => {
                     backoff.reset();
-                    if told.take().is_some() {
+                    if std::mem::take(&mut told).alerted {
                         self.tell_again();
                     }
                     let ended = self.serve(&mut link);
@@ -801,7 +811,7 @@ impl Worker {
         }
     }
 
-    fn note_trouble(&self, trouble: &Trouble, told: &mut Option<String>) {
+    fn note_trouble(&self, trouble: &Trouble, told: &mut Told) {
         let why = trouble.to_string();
         let mut state = self.shared.lock();
         let standby = &mut state.standbys[self.index];
@@ -817,10 +827,11 @@ impl Worker {
         state.answer(self.index, &waiting, Err(&why));
         drop(state);
         self.shared.notify();
-        if told.as_ref() != Some(&why) {
+        if told.why.as_ref() != Some(&why) {
             tell::log(&self.settings, &format!("{}: {why}", self.peer.name));
         }
-        if told.is_none() {
+        let since = *told.since.get_or_insert_with(Instant::now);
+        if !told.alerted && since.elapsed() >= PATIENCE {
             let event = if refusing {
                 "sync-refused"
             } else {
@@ -828,8 +839,9 @@ impl Worker {
             };
             let text = format!("files are not sent to {}: {why}", self.peer.name);
             alerts::raise(&self.settings, event, Severity::Warning, &text);
+            told.alerted = true;
         }
-        *told = Some(why);
+        told.why = Some(why);
     }
 
     fn tell_again(&self) {

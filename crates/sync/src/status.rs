@@ -88,7 +88,6 @@ fn empty(settings: &Settings) -> SyncStatus {
     SyncStatus {
         node: settings.local().name.clone(),
         at: observe::uptime_seconds(),
-        boot_id: observe::boot_id(),
         pid: std::process::id(),
         state: SyncState::Starting,
         reason: None,
