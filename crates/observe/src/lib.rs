@@ -7,6 +7,7 @@ mod memory;
 mod role_state;
 mod server;
 mod session;
+mod sync_request;
 mod sync_status;
 
 pub use contact::{observe_peer_database, reachable, witness_answers};
@@ -16,6 +17,7 @@ pub use memory::{Memory, MemoryError};
 pub use role_state::{NodeRole, RoleState, boot_id, role_state, role_state_file, uptime_seconds};
 pub use server::{channel_sql_errors, observe_server, read_epoch};
 pub use session::{Session, SqlError, Target};
+pub use sync_request::sync_request;
 pub use sync_status::{
     Quarantined, StandbyState, StandbyStatus, SyncState, SyncStatus, TreeStatus, sync_socket,
     sync_status, sync_status_file,
