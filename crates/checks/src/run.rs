@@ -537,14 +537,19 @@ fn say(common: &Common, names: Names, verdict: &Verdict, took: Option<Duration>)
             return;
         }
         Output::Nagios => verdict.nagios_line(),
-        Output::Json => serde_json::json!({
-            "check": names.program,
-            "level": verdict.level,
-            "reason": verdict.reason,
-            "times": verdict.times,
-            "seconds": took.map(|t| t.as_secs_f64()),
-        })
-        .to_string(),
+        Output::Json => {
+            let mut object = serde_json::json!({
+                "check": names.program,
+                "level": verdict.level,
+                "reason": verdict.reason,
+                "times": verdict.times,
+                "seconds": took.map(|t| t.as_secs_f64()),
+            });
+            if !verdict.measures.is_empty() {
+                object["measures"] = serde_json::json!(verdict.measures);
+            }
+            object.to_string()
+        }
     };
     let _ = writeln!(io::stdout(), "{text}");
 }
