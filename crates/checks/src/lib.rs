@@ -1,9 +1,9 @@
-//! check-apache, check-mariadb and check-master: what Keepalived asks every second.
+//! check-apache, check-mariadb, check-master and check-sync: what Keepalived asks every second or two.
 //!
 //! A check looks, judges, writes its verdict down and ends; it never changes a role. Each binary
 //! is one call into this library. The judgements are pure functions (`apache::judge`,
-//! `mariadb::judge_probe`, `master::judge`, `repair::decide`); `run` gathers what they need, holds
-//! the deadline and turns the verdict into an exit status.
+//! `mariadb::judge_probe`, `daemon::Bearings::judge`, `repair::decide`); `run` gathers what they need,
+//! holds the deadline and turns the verdict into an exit status.
 //!
 //! Keepalived reads only the exit status: 0 keeps the VIP, anything else puts the instance in
 //! FAULT. SIGTERM keeps its default action, so a check that Keepalived ends counts as failed.
@@ -16,12 +16,14 @@ mod apache;
 mod audited;
 mod cli;
 mod clock;
+mod daemon;
 mod mariadb;
 mod master;
 mod record;
 mod repair;
 mod run;
 mod store;
+mod sync;
 mod verdict;
 mod watchdog;
 
@@ -40,4 +42,9 @@ pub fn check_mariadb() -> ExitCode {
 /// The program `check-master`.
 pub fn check_master() -> ExitCode {
     run::main::<master::CheckMaster>()
+}
+
+/// The program `check-sync`.
+pub fn check_sync() -> ExitCode {
+    run::main::<sync::CheckSync>()
 }

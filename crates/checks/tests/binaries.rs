@@ -6,13 +6,17 @@
     reason = "a test fails by panicking"
 )]
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use observe::{NodeRole, RoleState, SyncState, SyncStatus, TreeStatus, boot_id, uptime_seconds};
 
 /// The deadline is 0.7 s; a loaded machine gets time on top.
 const GENEROUS: Duration = Duration::from_secs(3);
@@ -36,15 +40,29 @@ fn web_server(answer: &'static str) -> String {
 }
 
 fn run(program: &str, directory: &Path, settings: &str, arguments: &[&str]) -> (Output, Duration) {
+    let settings = format!("repair = false\n{settings}");
+    run_with_checks(program, directory, &settings, arguments)
+}
+
+/// The settings begin within `[checks]`.
+fn run_with_checks(
+    program: &str,
+    directory: &Path,
+    settings: &str,
+    arguments: &[&str],
+) -> (Output, Duration) {
+    // Programs of the directory come first: a test may have its own systemctl.
+    let path = std::env::var("PATH").unwrap();
     let config = directory.join("companion.toml");
     let state = directory.display();
     let text = format!(
         "[cluster]\nvip = \"192.0.2.1\"\n[[node]]\nname = \"a\"\nprivate = \"192.0.2.2\"\nfront = \"192.0.2.3\"\n\
-         [paths]\nstate = \"{state}\"\nrun = \"{state}\"\nlog = \"{state}\"\n[checks]\nrepair = false\n{settings}"
+         [paths]\nstate = \"{state}\"\nrun = \"{state}\"\nlog = \"{state}\"\n[checks]\n{settings}"
     );
     std::fs::write(&config, text).unwrap();
     let start = Instant::now();
     let output = Command::new(program)
+        .env("PATH", format!("{state}:{path}"))
         .args(["--node", "a", "--config"])
         .arg(&config)
         .args(arguments)
@@ -156,4 +174,254 @@ fn bad_settings_fail_the_check_and_say_where() {
         said.contains("web.urll") && said.contains("did you mean `url`"),
         "{said}"
     );
+}
+
+const CHECK_SYNC: &str = env!("CARGO_BIN_EXE_check-sync");
+
+const ALIVE: (&str, u32) = ("active", 812);
+const DEAD: (&str, u32) = ("failed", 0);
+
+/// A node with one tree, a systemctl of its own, and what sync-realtime and the role tools left in the
+/// run directory.
+struct Node {
+    directory: tempfile::TempDir,
+    /// They begin within `[checks]`.
+    settings: String,
+}
+
+impl Node {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join("tree");
+        fs::create_dir_all(tree.join(".keepalived-companion")).unwrap();
+        let node = Self {
+            settings: format!(
+                "repair = false\n[[sync.tree]]\npath = \"{}\"\n",
+                tree.display()
+            ),
+            directory,
+        };
+        // A link: a program that has just been written may be held open by another test's fork.
+        let systemctl = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/systemctl");
+        symlink(systemctl, node.path("systemctl")).unwrap();
+        node.unit(ALIVE);
+        node
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.path("tree")
+    }
+
+    /// What systemd says; what else it is asked to do is written down.
+    fn unit(&self, (state, pid): (&str, u32)) {
+        let text = format!("LoadState=loaded\nActiveState={state}\nMainPID={pid}\n");
+        fs::write(self.path("unit"), text).unwrap();
+    }
+
+    fn asked(&self) -> String {
+        fs::read_to_string(self.path("asked")).unwrap_or_default()
+    }
+
+    /// A role since long ago.
+    fn role(&self, role: NodeRole) {
+        let state = RoleState {
+            role,
+            epoch: 3,
+            at: uptime_seconds() - 5000.0,
+            boot_id: boot_id(),
+        };
+        self.write("role.json", &state);
+    }
+
+    fn write(&self, name: &str, value: &impl serde::Serialize) {
+        fs::write(self.path(name), serde_json::to_vec(value).unwrap()).unwrap();
+    }
+
+    fn status(&self, state: SyncState) -> SyncStatus {
+        SyncStatus {
+            node: "a".to_owned(),
+            at: uptime_seconds(),
+            boot_id: boot_id(),
+            pid: 812,
+            state,
+            reason: None,
+            epoch: 3,
+            paths_behind: 0,
+            bytes_behind: 0,
+            oldest_unsent_seconds: None,
+            last_acknowledged: None,
+            watches: 40,
+            overflows: 0,
+            retries: 0,
+            trees: vec![TreeStatus {
+                path: self.tree(),
+                watches: 40,
+                polled: 0,
+                files: 500,
+            }],
+            standbys: Vec::new(),
+        }
+    }
+
+    fn says(&self, status: &SyncStatus) {
+        self.write("sync.json", status);
+    }
+
+    fn keepalived(&self, program: &str, arguments: &[&str]) -> (i32, String) {
+        let (output, took) =
+            run_with_checks(program, self.directory.path(), &self.settings, arguments);
+        assert!(took < GENEROUS, "took {took:?}: {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), said)
+    }
+
+    fn nagios(&self, program: &str) -> (i32, String) {
+        let arguments = ["--output", "nagios"];
+        let (output, took) =
+            run_with_checks(program, self.directory.path(), &self.settings, &arguments);
+        assert!(took < GENEROUS, "took {took:?}: {output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), said)
+    }
+
+    /// Both exit statuses, and that both say why.
+    fn expect(&self, program: &str, keepalived: i32, nagios: i32, word: &str) {
+        let (status, said) = self.keepalived(program, &["--verbose"]);
+        assert!(said.contains(word), "{said}");
+        assert_eq!(status, keepalived, "{said}");
+        let (status, said) = self.nagios(program);
+        assert!(said.contains(word), "{said}");
+        assert_eq!(status, nagios, "{said}");
+    }
+}
+
+#[test]
+fn check_sync_fails_only_where_a_failover_helps() {
+    use NodeRole::{Active, Standby};
+    for (role, unit, state, expected, word) in [
+        (Active, ALIVE, SyncState::InSync, (0, 0), "in sync"),
+        (Active, ALIVE, SyncState::Behind, (0, 0), "sending"),
+        (Active, ALIVE, SyncState::Held, (0, 1), "held: look here"),
+        (
+            Active,
+            ALIVE,
+            SyncState::Standby,
+            (1, 2),
+            "still says `standby`",
+        ),
+        (
+            Active,
+            DEAD,
+            SyncState::InSync,
+            (1, 2),
+            "sync-realtime.service has failed",
+        ),
+        (Standby, ALIVE, SyncState::Standby, (0, 0), "standby"),
+        (
+            Standby,
+            DEAD,
+            SyncState::Standby,
+            (0, 1),
+            "sync-realtime.service has failed",
+        ),
+        (
+            Standby,
+            ALIVE,
+            SyncState::InSync,
+            (0, 1),
+            "still says `in-sync`",
+        ),
+    ] {
+        let node = Node::new();
+        node.role(role);
+        node.unit(unit);
+        node.says(&SyncStatus {
+            reason: (state == SyncState::Held).then(|| "look here".to_owned()),
+            ..node.status(state)
+        });
+        node.expect(CHECK_SYNC, expected.0, expected.1, word);
+    }
+}
+
+#[test]
+fn check_sync_needs_a_sign_of_life() {
+    for (role, keepalived, nagios) in [(NodeRole::Active, 1, 2), (NodeRole::Standby, 0, 1)] {
+        let node = Node::new();
+        node.role(role);
+        node.expect(
+            CHECK_SYNC,
+            keepalived,
+            nagios,
+            "has said nothing since the boot",
+        );
+        node.says(&SyncStatus {
+            at: uptime_seconds() - 60.0,
+            ..node.status(SyncState::InSync)
+        });
+        node.expect(CHECK_SYNC, keepalived, nagios, "no sign of life");
+    }
+}
+
+#[test]
+fn check_sync_gives_its_figures() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    node.says(&SyncStatus {
+        paths_behind: 7,
+        bytes_behind: 4096,
+        oldest_unsent_seconds: Some(75.5),
+        ..node.status(SyncState::Behind)
+    });
+    let (status, said) = node.nagios(CHECK_SYNC);
+    assert_eq!(status, 1, "{said}");
+    assert!(
+        said.ends_with(
+            " 'paths_behind'=7;;;0; 'bytes_behind'=4096B;;;0; 'oldest_unsent'=75.500000s;;;0;\n"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
+fn check_sync_repairs_before_it_fails_and_stays_where_nobody_is_better() {
+    let mut node = Node::new();
+    node.settings = node
+        .settings
+        .replace("repair = false", "repair_attempts = 2")
+        + "[[node]]\nname = \"b\"\nprivate = \"192.0.2.4\"\nfront = \"192.0.2.5\"\n";
+    node.role(NodeRole::Active);
+    node.unit(DEAD);
+    node.says(&node.status(SyncState::InSync));
+    for tried in ["0 of 2 restarts tried", "1 of 2 restarts tried"] {
+        let (status, said) = node.keepalived(CHECK_SYNC, &["--verbose"]);
+        assert_eq!(status, 0, "{said}");
+        assert!(said.contains(tried), "{said}");
+    }
+    assert_eq!(node.asked(), "--no-block restart sync-realtime.service\n");
+
+    // Both restarts were tried a minute ago.
+    let ago =
+        |seconds: f64| serde_json::json!({"at": uptime_seconds() - seconds, "boot_id": boot_id()});
+    node.write(
+        "check_sync_realtime.repair.json",
+        &serde_json::json!({
+            "attempts": 2, "last": ago(60.0), "failing_since": ago(70.0), "healthy_since": null,
+            "told": "begun",
+        }),
+    );
+    let (status, said) = node.keepalived(CHECK_SYNC, &["--verbose"]);
+    assert_eq!(status, 1, "{said}");
+    let history = fs::read_to_string(node.path("check_sync_realtime.repair.json")).unwrap();
+    assert!(history.contains("\"exhausted\""), "{history}");
+
+    let mut peers = ago(0.0);
+    peers["peers"] = serde_json::json!([{"name": "b", "fit": false, "why": "stale"}]);
+    node.write("peers.json", &peers);
+    let (status, said) = node.keepalived(CHECK_SYNC, &["--verbose"]);
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("the peer is unfit (b: stale)"), "{said}");
 }
