@@ -7,7 +7,7 @@
 )]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
@@ -177,6 +177,7 @@ fn bad_settings_fail_the_check_and_say_where() {
 }
 
 const CHECK_SYNC: &str = env!("CARGO_BIN_EXE_check-sync");
+const CHECK_INOTIFY: &str = env!("CARGO_BIN_EXE_check-inotify");
 
 const ALIVE: (&str, u32) = ("active", 812);
 const DEAD: (&str, u32) = ("failed", 0);
@@ -214,6 +215,10 @@ impl Node {
 
     fn tree(&self) -> PathBuf {
         self.path("tree")
+    }
+
+    fn probe(&self) -> PathBuf {
+        self.tree().join(".keepalived-companion/probe")
     }
 
     /// What systemd says; what else it is asked to do is written down.
@@ -271,6 +276,28 @@ impl Node {
         self.write("sync.json", status);
     }
 
+    /// Listens as sync-realtime does and answers what the last written token makes of it; `None`
+    /// keeps silent, and holds the connection.
+    fn answers(&self, answer: impl Fn(&Path, String) -> Option<String> + Send + 'static) {
+        let listener = UnixListener::bind(self.path("sync.sock")).unwrap();
+        let (tree, probe) = (self.tree(), self.probe());
+        thread::spawn(move || {
+            let mut silent = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = String::new();
+                BufReader::new(&stream).read_line(&mut request).unwrap();
+                assert_eq!(request, "probe\n");
+                let token = fs::read_to_string(&probe).unwrap_or_default();
+                match answer(&tree, token) {
+                    // The check may have gone at its deadline.
+                    Some(line) => drop(stream.write_all(format!("{line}\n").as_bytes())),
+                    None => silent.push(stream),
+                }
+            }
+        });
+    }
+
     fn keepalived(&self, program: &str, arguments: &[&str]) -> (i32, String) {
         let (output, took) =
             run_with_checks(program, self.directory.path(), &self.settings, arguments);
@@ -297,6 +324,10 @@ impl Node {
         assert!(said.contains(word), "{said}");
         assert_eq!(status, nagios, "{said}");
     }
+}
+
+fn seen(tree: &Path, token: &str) -> String {
+    serde_json::json!({ tree.to_str().unwrap(): token }).to_string()
 }
 
 #[test]
@@ -424,4 +455,160 @@ fn check_sync_repairs_before_it_fails_and_stays_where_nobody_is_better() {
     let (status, said) = node.keepalived(CHECK_SYNC, &["--verbose"]);
     assert_eq!(status, 0, "{said}");
     assert!(said.contains("the peer is unfit (b: stale)"), "{said}");
+}
+
+#[test]
+fn check_inotify_believes_a_token_only() {
+    type Answer = fn(&Path, String) -> Option<String>;
+    let cases: [(&str, Answer, bool); 6] = [
+        (
+            "sees the probe",
+            |tree, token| Some(seen(tree, &token)),
+            true,
+        ),
+        (
+            "does not see the probe",
+            |tree, _| Some(seen(tree, "0.5-1-0")),
+            false,
+        ),
+        (
+            "does not see the probe",
+            |tree, _| Some(seen(tree, "")),
+            false,
+        ),
+        ("does not watch", |_, _| Some("{}".to_owned()), false),
+        (
+            "it answers `error no`",
+            |_, _| Some("error no".to_owned()),
+            false,
+        ),
+        ("did not answer within the time", |_, _| None, false),
+    ];
+    for (role, state, fault) in [
+        (NodeRole::Active, SyncState::InSync, (1, 2)),
+        (NodeRole::Standby, SyncState::Standby, (0, 1)),
+    ] {
+        for (word, answer, well) in cases {
+            let node = Node::new();
+            node.role(role);
+            node.says(&node.status(state));
+            node.answers(answer);
+            let (keepalived, nagios) = if well { (0, 0) } else { fault };
+            node.expect(CHECK_INOTIFY, keepalived, nagios, word);
+        }
+        // Nobody listens.
+        let node = Node::new();
+        node.role(role);
+        node.says(&node.status(state));
+        node.expect(
+            CHECK_INOTIFY,
+            fault.0,
+            fault.1,
+            "does not tell what its watcher sees",
+        );
+    }
+}
+
+#[test]
+fn check_inotify_is_patient_with_a_late_watcher() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    node.says(&node.status(SyncState::InSync));
+    let before = format!("{:.6}-1-0", uptime_seconds());
+    node.answers(move |tree, _| Some(seen(tree, &before)));
+    node.expect(CHECK_INOTIFY, 0, 0, "the watcher is busy");
+}
+
+#[test]
+fn check_inotify_waits_for_the_watcher() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    node.says(&node.status(SyncState::InSync));
+    // Not seen at the first looks.
+    let looks = std::sync::atomic::AtomicU32::new(0);
+    node.answers(move |tree, token| {
+        let look = looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Some(seen(tree, if look < 3 { "" } else { &token }))
+    });
+    node.expect(CHECK_INOTIFY, 0, 0, "40 directories are watched");
+}
+
+#[test]
+fn check_inotify_tells_what_is_not_watched() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    let mut status = node.status(SyncState::Degraded);
+    status.trees[0].polled = 12;
+    node.says(&status);
+    node.answers(|tree, token| Some(seen(tree, &token)));
+    node.expect(
+        CHECK_INOTIFY,
+        0,
+        1,
+        "12 directories cannot be watched and are polled",
+    );
+    let (_, said) = node.nagios(CHECK_INOTIFY);
+    assert!(
+        said.contains(" 'watches'=40;;;0; 'polled'=12;;;0;"),
+        "{said}"
+    );
+}
+
+#[test]
+fn check_inotify_needs_an_adopted_tree() {
+    for (role, keepalived, nagios) in [(NodeRole::Active, 1, 2), (NodeRole::Standby, 0, 1)] {
+        let node = Node::new();
+        node.role(role);
+        node.says(&node.status(SyncState::InSync));
+        fs::remove_dir(node.tree().join(".keepalived-companion")).unwrap();
+        node.answers(|tree, token| Some(seen(tree, &token)));
+        node.expect(CHECK_INOTIFY, keepalived, nagios, "or not mounted?");
+    }
+}
+
+#[test]
+fn check_inotify_ends_when_the_disk_hangs() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    node.says(&node.status(SyncState::InSync));
+    node.answers(|tree, token| Some(seen(tree, &token)));
+    // Opening one that nobody reads waits for ever.
+    let made = Command::new("mkfifo").arg(node.probe()).status().unwrap();
+    assert!(made.success());
+    node.expect(CHECK_INOTIFY, 1, 3, "still writing a probe into");
+}
+
+#[test]
+fn check_inotify_can_look_for_a_process() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    let program = node.path("companion-of-tests");
+    // The kernel names a process by what was started, link or not.
+    symlink("/bin/sleep", &program).unwrap();
+    let name = ["--verbose", "--process", "companion-of-tests"];
+    // Its own command line holds the name, as the original's did.
+    let (status, said) = node.keepalived(CHECK_INOTIFY, &name);
+    assert_eq!(status, 1, "{said}");
+    assert!(
+        said.contains("there is no process companion-of-tests"),
+        "{said}"
+    );
+
+    let mut child = Command::new(program).arg("60").spawn().unwrap();
+    let (status, said) = node.keepalived(CHECK_INOTIFY, &name);
+    assert_eq!(status, 0, "{said}");
+    let (status, said) = node.keepalived(CHECK_INOTIFY, &["-v", "--process", "companion-of"]);
+    assert_eq!(status, 1, "{said}");
+
+    child.kill().unwrap();
+    let file = PathBuf::from(format!("/proc/{}/stat", child.id()));
+    let ended = || fs::read_to_string(&file).unwrap().contains(") Z ");
+    let start = Instant::now();
+    while !ended() {
+        assert!(start.elapsed() < GENEROUS, "it does not end");
+        thread::yield_now();
+    }
+    let (status, said) = node.keepalived(CHECK_INOTIFY, &name);
+    assert_eq!(status, 1, "a zombie counts: {said}");
+    child.wait().unwrap();
 }
