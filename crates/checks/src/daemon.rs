@@ -5,6 +5,7 @@
 //! has had its time, and only when some other node may do better. A standby serves the files that it
 //! has received, for which it needs no sync-realtime, so it stays eligible whatever is wrong here.
 
+use std::fs;
 use std::time::Duration;
 
 use observe::{NodeRole, RoleState, SyncStatus, UnitState};
@@ -19,6 +20,9 @@ use crate::verdict::Verdict;
 /// Its unit.
 pub(crate) const UNIT: &str = "sync-realtime.service";
 
+/// `/proc/PID/stat` counts in these, on every architecture of Debian.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// The last that it said of itself.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LastWord {
@@ -26,6 +30,8 @@ pub(crate) struct LastWord {
     pub status: SyncStatus,
     /// How long ago; the longest time when that cannot be told.
     pub age: Duration,
+    /// For how long the process that said it has been alive; none when it is not.
+    pub lived: Option<Duration>,
 }
 
 impl LastWord {
@@ -37,14 +43,30 @@ impl LastWord {
             boot_id: status.boot_id.clone(),
         };
         // Not the moment of the check, which may be older than this word.
-        let age = said.age(&Moment::now()).unwrap_or(Duration::MAX);
-        Some(Self { status, age })
+        let now = Moment::now();
+        let age = said.age(&now).unwrap_or(Duration::MAX);
+        let lived = fs::read(format!("/proc/{}/stat", status.pid))
+            .ok()
+            .and_then(|stat| started(&stat))
+            .and_then(|at| Moment { at, ..said }.age(&now));
+        Some(Self { status, age, lived })
     }
 
     /// Whether it is a sign of life.
     pub fn is_fresh(&self, limits: &Checks) -> bool {
         self.age <= limits.verdict_age
     }
+}
+
+/// When a process was started, in seconds since boot; none for a zombie. From
+/// `PID (NAME) STATE …`, where the name may hold anything.
+fn started(stat: &[u8]) -> Option<f64> {
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let text = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    let state = fields.next()?;
+    let ticks: f64 = fields.nth(18)?.parse().ok()?;
+    (state != "Z").then_some(ticks / TICKS_PER_SECOND)
 }
 
 /// Something is wrong with sync-realtime on this node.
@@ -66,36 +88,77 @@ impl Fault {
     }
 }
 
-/// Whether it lives: its unit does, and it has said something a moment ago.
-pub(crate) fn judge_life(
-    unit: &Unit,
-    word: Option<&LastWord>,
-    limits: &Checks,
-) -> Result<(), Fault> {
+/// Whether sync-realtime lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It does.
+    Steady,
+    /// It is being started, or was a moment ago.
+    Beginning(String),
+    /// It does not.
+    Fault(Fault),
+}
+
+/// It lives when its unit does and it has said something a moment ago.
+pub(crate) fn judge_life(unit: &Unit, word: Option<&LastWord>, limits: &Checks) -> Life {
+    let beginning = || Life::Beginning(unit.to_string());
+    let Some(word) = word else {
+        return match unit.state {
+            UnitState::Failed | UnitState::Running => Life::Fault(Fault::of(
+                unit,
+                format!("sync-realtime has said nothing since the boot; {unit}"),
+            )),
+            // A node that boots runs its checks before every unit is up.
+            UnitState::Starting | UnitState::Stopping | UnitState::Stopped | UnitState::Unknown => {
+                beginning()
+            }
+        };
+    };
     match (unit.state, unit.alive) {
         // Its last word may be fresh and yet its last.
         (UnitState::Failed | UnitState::Stopped, _) | (UnitState::Running, false) => {
-            return Err(Fault::of(unit, unit.to_string()));
+            return Life::Fault(Fault::of(unit, unit.to_string()));
         }
-        // The first start of this boot; systemd limits how long it may take.
-        (UnitState::Starting, _) if word.is_none() => return Ok(()),
         (UnitState::Running, true)
         | (UnitState::Starting | UnitState::Stopping | UnitState::Unknown, _) => {}
     }
-    match word {
-        Some(word) if word.is_fresh(limits) => Ok(()),
-        Some(word) => Err(Fault::of(
-            unit,
-            format!(
-                "no sign of life from sync-realtime for {}; {unit}",
-                seconds(word.age)
-            ),
-        )),
-        None => Err(Fault::of(
-            unit,
-            format!("sync-realtime has said nothing since the boot; {unit}"),
-        )),
+    if word.is_fresh(limits) {
+        return match word.lived {
+            Some(lived) if lived >= limits.verdict_age => Life::Steady,
+            Some(lived) => Life::Beginning(format!("started {} ago", seconds(lived))),
+            None => beginning(),
+        };
     }
+    if unit.state == UnitState::Starting {
+        return beginning();
+    }
+    Life::Fault(Fault::of(
+        unit,
+        format!(
+            "no sign of life from sync-realtime for {}; {unit}",
+            seconds(word.age)
+        ),
+    ))
+}
+
+/// One that begins again and again. systemd restarts it for ever, so its unit never fails, and between two
+/// crashes it looks well: only that it never gets old tells.
+pub(crate) fn judge_beginning(
+    what: &str,
+    history: &History,
+    limits: &Checks,
+    now: &Moment,
+) -> Result<(), Fault> {
+    let since = history.failing_since.as_ref();
+    // As long as repair may take, for it may be repair that makes it begin, and then until it is old.
+    let patience = repair::round(limits) + limits.verdict_age * 2;
+    if since.is_none_or(|since| since.is_young(now, patience)) {
+        return Ok(());
+    }
+    Err(Fault {
+        what: format!("sync-realtime does not stay up: {what}"),
+        condition: Condition::LeftAlone,
+    })
 }
 
 /// What bears on a fault.
@@ -303,6 +366,7 @@ pub(crate) mod examples {
         LastWord {
             status,
             age: Duration::from_secs_f64(age),
+            lived: Some(Duration::from_secs(3600)),
         }
     }
 }
@@ -316,40 +380,102 @@ mod tests {
     use crate::repair::Told;
     use crate::verdict::Level;
 
+    /// What a unit of that state is found to be.
+    fn life(state: UnitState, alive: bool, word: Option<&LastWord>) -> &'static str {
+        match judge_life(&unit(state, alive), word, &limits()) {
+            Life::Steady => "steady",
+            Life::Beginning(_) => "beginning",
+            Life::Fault(fault) => match fault.condition {
+                Condition::Dead => "dead",
+                Condition::Unwell => "unwell",
+                Condition::LeftAlone => "left alone",
+            },
+        }
+    }
+
     #[test]
     fn life_needs_a_unit_and_a_fresh_word() {
         use UnitState::{Failed, Running, Starting, Stopped, Stopping, Unknown};
-        let (dead, unwell, alone) = (
-            Some(Condition::Dead),
-            Some(Condition::Unwell),
-            Some(Condition::LeftAlone),
-        );
-        // The last word: of a second ago, too old, none in this boot.
+        // The last word: of a moment ago, too old, none in this boot.
         for (state, alive, fresh, stale, none) in [
-            (Running, true, None, unwell, unwell),
-            (Running, false, dead, dead, dead),
-            (Failed, false, dead, dead, dead),
-            (Failed, true, alone, alone, alone),
-            (Stopped, false, alone, alone, alone),
-            (Starting, true, None, alone, None),
-            (Starting, false, None, alone, None),
-            (Stopping, true, None, alone, alone),
-            (Unknown, false, None, alone, alone),
+            (Running, true, "steady", "unwell", "unwell"),
+            (Running, false, "dead", "dead", "dead"),
+            (Failed, false, "dead", "dead", "dead"),
+            (Failed, true, "left alone", "left alone", "left alone"),
+            (Stopped, false, "left alone", "left alone", "beginning"),
+            (Starting, true, "steady", "beginning", "beginning"),
+            (Starting, false, "steady", "beginning", "beginning"),
+            (Stopping, true, "steady", "left alone", "beginning"),
+            (Unknown, false, "steady", "left alone", "beginning"),
         ] {
             let (recent, old) = (
                 word(status(SyncState::InSync), 10.0),
                 word(status(SyncState::InSync), 10.1),
             );
-            for (said, expected) in [(Some(&recent), fresh), (Some(&old), stale), (None, none)] {
-                let judged = judge_life(&unit(state, alive), said, &limits());
-                assert_eq!(
-                    judged.as_ref().err().map(|fault| fault.condition),
-                    expected,
-                    "{state:?} {alive} {:?}: {judged:?}",
-                    said.map(|word| word.age)
-                );
-            }
+            let found = [Some(&recent), Some(&old), None].map(|word| life(state, alive, word));
+            assert_eq!(found, [fresh, stale, none], "{state:?} {alive}");
         }
+    }
+
+    #[test]
+    fn who_has_not_lived_long_has_only_begun() {
+        use UnitState::{Failed, Running, Starting, Unknown};
+        for (state, alive, lived, expected) in [
+            (Running, true, Some(10.0), "steady"),
+            (Running, true, Some(9.9), "beginning"),
+            // systemd is about to start the next one.
+            (Starting, false, None, "beginning"),
+            (Running, true, None, "beginning"),
+            (Unknown, false, Some(1.0), "beginning"),
+            (Failed, false, None, "dead"),
+        ] {
+            let word = LastWord {
+                lived: lived.map(Duration::from_secs_f64),
+                ..word(status(SyncState::InSync), 1.0)
+            };
+            assert_eq!(
+                life(state, alive, Some(&word)),
+                expected,
+                "{state:?} {lived:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_beginning_has_an_end() {
+        let off = Checks {
+            repair: false,
+            ..limits()
+        };
+        for (limits, since, expected) in [
+            (limits(), None, true),
+            (limits(), Some(55.0), true),
+            (limits(), Some(55.1), false),
+            (off.clone(), Some(20.0), true),
+            (off, Some(20.1), false),
+        ] {
+            let history = History {
+                failing_since: since.map(|since: f64| now().plus(-since)),
+                ..History::default()
+            };
+            let judged = judge_beginning("it starts", &history, &limits, &now());
+            assert_eq!(judged.is_ok(), expected, "{since:?}");
+        }
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_read() {
+        let line = |state: &str| {
+            format!(
+                "812 (sync ) (x) {state} 1 812 812 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 9 0 123456 1 2 3"
+            )
+        };
+        assert_eq!(started(line("S").as_bytes()), Some(1234.56));
+        assert_eq!(started(line("Z").as_bytes()), None);
+        assert_eq!(started(b"812 (sync) S 1 812"), None);
+        let own = started(&fs::read("/proc/self/stat").unwrap()).unwrap();
+        let age = Moment::now().at - own;
+        assert!((0.0..600.0).contains(&age), "{age}");
     }
 
     fn failing(attempts: u32, last: f64, since: f64, told: Told) -> History {

@@ -216,7 +216,7 @@ pub(crate) fn allowed(limits: &Checks) -> u32 {
 }
 
 /// From the first restart to giving up: the sum of every back-off.
-fn round(limits: &Checks) -> Duration {
+pub(crate) fn round(limits: &Checks) -> Duration {
     (0..allowed(limits)).map(|n| wait_after(n, limits)).sum()
 }
 

@@ -5,7 +5,8 @@ use settings::{Checks, Settings};
 
 use crate::cli::{Common, EXIT_HELP};
 use crate::clock::Moment;
-use crate::daemon::{self, Fault, LastWord, UNIT};
+use crate::daemon::{self, Fault, LastWord, Life, UNIT};
+use crate::repair::Condition;
 use crate::run::{Check, Finding, Names, Scene};
 use crate::verdict::{Measure, Quantity, Verdict};
 
@@ -56,14 +57,31 @@ impl Check for CheckSync {
         scene.watchdog.doing("reading what sync-realtime says");
         let word = LastWord::read(scene.settings);
         let role = observe::role_state(scene.settings);
-        let judged = daemon::judge_life(&unit, word.as_ref(), limits).and_then(|()| match &word {
-            None => Ok(Finding::healthy(Verdict::ok(unit.to_string()))),
-            Some(LastWord { status, .. }) => judge(status, role.as_ref(), limits, &Moment::now())
+        let life = daemon::judge_life(&unit, word.as_ref(), limits);
+        let begins = matches!(life, Life::Beginning(_));
+        let lives = match life {
+            Life::Steady => Ok(()),
+            Life::Beginning(what) => {
+                daemon::judge_beginning(&what, &scene.history(), limits, &scene.now)
+            }
+            Life::Fault(fault) => Err(fault),
+        };
+        let word = word.filter(|word| word.is_fresh(limits));
+        let judged = lives.and_then(|()| match &word {
+            Some(word) => judge(&word.status, role.as_ref(), limits, &Moment::now())
                 .map_err(|what| Fault::of(&unit, what)),
+            None => Ok(Finding::healthy(Verdict::ok(unit.to_string()))),
         });
-        let mut finding =
-            judged.unwrap_or_else(|fault| daemon::judge_fault(scene, role.as_ref(), &fault));
-        if let Some(word) = word.filter(|word| word.is_fresh(limits)) {
+        let mut finding = match judged {
+            Ok(finding) if begins => Finding {
+                // Not counted as well, so that a later run knows since when it begins.
+                condition: Some(Condition::LeftAlone),
+                ..finding
+            },
+            Ok(finding) => finding,
+            Err(fault) => daemon::judge_fault(scene, role.as_ref(), &fault),
+        };
+        if let Some(word) = word {
             finding.verdict = finding.verdict.with_measures(measures(&word.status));
         }
         finding

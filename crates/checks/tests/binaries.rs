@@ -251,7 +251,8 @@ impl Node {
             node: "a".to_owned(),
             at: uptime_seconds(),
             boot_id: boot_id(),
-            pid: 812,
+            // One that has been running for long.
+            pid: 1,
             state,
             reason: None,
             epoch: 3,
@@ -395,6 +396,37 @@ fn check_sync_needs_a_sign_of_life() {
         });
         node.expect(CHECK_SYNC, keepalived, nagios, "no sign of life");
     }
+}
+
+#[test]
+fn check_sync_sees_a_crash_loop() {
+    let node = Node::new();
+    node.role(NodeRole::Active);
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let begin = |node: &Node| {
+        node.says(&SyncStatus {
+            pid: child.id(),
+            ..node.status(SyncState::InSync)
+        });
+    };
+    begin(&node);
+    node.expect(CHECK_SYNC, 0, 0, "in sync");
+    let history = fs::read_to_string(node.path("check_sync_realtime.repair.json")).unwrap();
+    assert!(history.contains("\"failing_since\":{"), "{history}");
+
+    // As if every run of the last minute had found one that has just begun.
+    let since = serde_json::json!({"at": uptime_seconds() - 60.0, "boot_id": boot_id()});
+    node.write(
+        "check_sync_realtime.repair.json",
+        &serde_json::json!({
+            "attempts": 0, "last": null, "failing_since": since, "healthy_since": null,
+            "told": "nothing",
+        }),
+    );
+    begin(&node);
+    node.expect(CHECK_SYNC, 1, 2, "does not stay up: started");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
