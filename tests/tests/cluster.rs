@@ -220,6 +220,8 @@ fn the_shipped_files_are_valid() {
             "check-apache",
             "check-mariadb",
             "check-master",
+            "check-sync",
+            "check-inotify",
         ] {
             let path = format!("/usr/libexec/keepalived-companion/{tool}");
             let checked = lab.exec(node, &[&path, "--check-config"]).unwrap();

@@ -31,6 +31,15 @@ impl Moment {
         }
     }
 
+    /// A moment of the same boot as this one, in seconds since then. The files of the run directory
+    /// hold no others.
+    pub fn same_boot(&self, at: f64) -> Self {
+        Self {
+            at,
+            boot_id: self.boot_id.clone(),
+        }
+    }
+
     /// How long ago this was; none for another boot or a moment still to come.
     pub fn age(&self, now: &Self) -> Option<Duration> {
         if self.boot_id != now.boot_id {
@@ -47,10 +56,7 @@ impl Moment {
     /// This moment moved by a number of seconds, for tests.
     #[cfg(test)]
     pub fn plus(&self, seconds: f64) -> Self {
-        Self {
-            at: self.at + seconds,
-            boot_id: self.boot_id.clone(),
-        }
+        self.same_boot(self.at + seconds)
     }
 }
 

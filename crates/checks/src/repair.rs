@@ -164,7 +164,7 @@ fn failing(
     if !due || !backed_off(history, limits, now) {
         return (Action::Wait, next);
     }
-    if history.attempts < limits.repair_attempts {
+    if history.attempts < allowed(limits) {
         next.attempts += 1;
         next.last = Some(now.clone());
         next.told = Told::Begun;
@@ -181,15 +181,58 @@ fn failing(
     (Action::Wait, next)
 }
 
-/// Whether enough time has passed since the last restart: the back-off, doubled after each.
+/// Whether repair may still bring a failing service back, so that it is too early to move away from
+/// it: a restart is left, or the last one has not had its time yet. Becomes false in the run in which
+/// [`decide`] gives up.
+pub(crate) fn may_still_help(
+    history: &History,
+    condition: Condition,
+    limits: &Checks,
+    now: &Moment,
+) -> bool {
+    match condition {
+        Condition::Dead | Condition::Unwell => {
+            history.attempts < allowed(limits)
+                || (history.attempts > 0 && !backed_off(history, limits, now))
+        }
+        // A crash loop that waits for systemd's own restart.
+        Condition::LeftAlone if history.told == Told::Exhausted => false,
+        // Somebody else is at it, and gets as long as repair would take for all of its restarts.
+        Condition::LeftAlone => history.failing_since.as_ref().map_or_else(
+            || allowed(limits) > 0,
+            // One of another boot cannot be compared, and is too old to be patient with.
+            |since| since.age(now).is_some_and(|age| age < round(limits)),
+        ),
+    }
+}
+
+/// Restarts that the settings allow.
+pub(crate) fn allowed(limits: &Checks) -> u32 {
+    if limits.repair {
+        limits.repair_attempts
+    } else {
+        0
+    }
+}
+
+/// From the first restart to giving up: the sum of every back-off.
+pub(crate) fn round(limits: &Checks) -> Duration {
+    (0..allowed(limits)).map(|n| wait_after(n, limits)).sum()
+}
+
+/// Whether enough time has passed since the last restart.
 fn backed_off(history: &History, limits: &Checks, now: &Moment) -> bool {
     let Some(last) = &history.last else {
         return true;
     };
-    let doublings = history.attempts.saturating_sub(1).min(31);
-    let wait: Duration = limits.repair_backoff.saturating_mul(1 << doublings);
+    let wait = wait_after(history.attempts.saturating_sub(1), limits);
     // A moment of another boot: the unit was started since.
     last.age(now).is_none_or(|age| age >= wait)
+}
+
+/// The back-off after restart `n`, counted from 0: doubled after each.
+fn wait_after(n: u32, limits: &Checks) -> Duration {
+    limits.repair_backoff.saturating_mul(1 << n.min(31))
 }
 
 #[cfg(test)]
@@ -320,6 +363,100 @@ mod tests {
             ..limits()
         };
         assert_eq!(play(&limits, 100, |_| Some(Condition::Dead)), []);
+    }
+
+    #[test]
+    fn repair_that_is_off_only_remembers_since_when() {
+        let limits = Checks {
+            repair: false,
+            ..limits()
+        };
+        assert_eq!(play(&limits, 100, |_| Some(Condition::Dead)), []);
+        let (_, next) = decide(
+            &History::default(),
+            Some(Condition::Dead),
+            &limits,
+            &start(),
+        );
+        assert_eq!(next.failing_since, Some(start()));
+        let (_, next) = decide(&next, None, &limits, &start());
+        assert_eq!(next, History::default());
+    }
+
+    /// The first second of a run every second in which repair may not help any more.
+    fn hopeless_at(limits: &Checks, condition: Condition) -> Option<u32> {
+        let mut history = History::default();
+        (0..100).find(|second| {
+            let now = start().plus(f64::from(*second));
+            let helps = may_still_help(&history, condition, limits, &now);
+            history = decide(&history, Some(condition), limits, &now).1;
+            !helps
+        })
+    }
+
+    #[test]
+    fn repair_may_help_until_it_is_given_up() {
+        let off = Checks {
+            repair: false,
+            ..limits()
+        };
+        let none = Checks {
+            repair_attempts: 0,
+            ..limits()
+        };
+        let single = Checks {
+            repair_attempts: 1,
+            ..limits()
+        };
+        for (limits, condition, expected) in [
+            (&limits(), Condition::Dead, 35),
+            (&limits(), Condition::Unwell, 40),
+            (&limits(), Condition::LeftAlone, 35),
+            (&single, Condition::Dead, 5),
+            (&single, Condition::LeftAlone, 5),
+            (&none, Condition::Dead, 0),
+            (&none, Condition::LeftAlone, 0),
+            (&off, Condition::Dead, 0),
+            (&off, Condition::Unwell, 0),
+            (&off, Condition::LeftAlone, 0),
+        ] {
+            assert_eq!(
+                hopeless_at(limits, condition),
+                Some(expected),
+                "{condition:?} {limits:?}"
+            );
+        }
+        for condition in [Condition::Dead, Condition::Unwell] {
+            let given_up = play(&limits(), 100, |_| Some(condition))
+                .into_iter()
+                .find_map(|(second, action)| (action == Action::GiveUp).then_some(second));
+            assert_eq!(given_up, hopeless_at(&limits(), condition), "{condition:?}");
+        }
+    }
+
+    #[test]
+    fn a_crash_loop_is_hopeless_once_repair_was_given_up() {
+        let limits = limits();
+        let mut history = History::default();
+        let mut hopeless = None;
+        for second in 0..200 {
+            let now = start().plus(f64::from(second));
+            // Well for a moment after each restart.
+            let condition = match second % 4 {
+                0 => None,
+                1 => Some(Condition::LeftAlone),
+                _ => Some(Condition::Dead),
+            };
+            if let Some(condition) = condition {
+                if may_still_help(&history, condition, &limits, &now) {
+                    assert_eq!(hopeless, None, "hope again at {second}");
+                } else {
+                    hopeless.get_or_insert(second);
+                }
+            }
+            history = decide(&history, condition, &limits, &now).1;
+        }
+        assert_eq!(hopeless, Some(38));
     }
 
     #[test]

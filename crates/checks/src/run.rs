@@ -95,6 +95,8 @@ impl Finding {
 pub(crate) struct Scene<'a> {
     /// The settings.
     pub settings: &'a Settings,
+    /// How the check is called where.
+    names: Names,
     /// The moment of this run.
     pub now: Moment,
     /// The deadline.
@@ -104,7 +106,8 @@ pub(crate) struct Scene<'a> {
 /// A unit as systemd sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unit {
-    name: String,
+    /// Its name.
+    pub name: String,
     /// Its state.
     pub state: UnitState,
     /// Whether it has a process.
@@ -136,6 +139,11 @@ impl Scene<'_> {
             state,
             alive,
         }
+    }
+
+    /// What has been done for the unit so far.
+    pub fn history(&self) -> History {
+        history(self.settings, self.names)
     }
 
     /// A part of the time that is left for the main question; the rest is for asking systemd when
@@ -296,6 +304,7 @@ fn judge_and_say(check: &impl Check, context: &Arc<Context>, watchdog: &mut Watc
     }
     let scene = Scene {
         settings,
+        names: *names,
         now,
         watchdog,
     };
@@ -312,7 +321,7 @@ fn judge_and_say(check: &impl Check, context: &Arc<Context>, watchdog: &mut Watc
     if common.output == Output::Keepalived {
         if let Some(unit) = check.unit(settings) {
             let held = check.asks_database() && audited::role_is_changing(settings);
-            if settings.checks.repair && !held {
+            if !held {
                 noted |= context.repair(unit, &finding, &now, watchdog.left());
             }
         }
@@ -325,10 +334,7 @@ fn judge_and_say(check: &impl Check, context: &Arc<Context>, watchdog: &mut Watc
 
 impl Context {
     fn path(&self, suffix: &str) -> PathBuf {
-        self.settings
-            .paths
-            .run
-            .join(format!("{}.{suffix}", self.names.state))
+        path(&self.settings, self.names, suffix)
     }
 
     fn kept(&self) -> Option<Kept> {
@@ -411,10 +417,11 @@ impl Context {
         }
     }
 
-    /// Restarts the unit, if that is due. Gives whether a note was left.
+    /// Restarts the unit, if that is due, and remembers since when it fails. Gives whether a note
+    /// was left.
     fn repair(&self, unit: &str, finding: &Finding, now: &Moment, left: Duration) -> bool {
         let path = self.path("repair.json");
-        let history: History = store::read(&path).unwrap_or_default();
+        let history = history(&self.settings, self.names);
         let limits = &self.settings.checks;
         let (action, next) = repair::decide(&history, finding.condition, limits, now);
         if matches!(action, Action::Restart { .. }) {
@@ -449,7 +456,7 @@ impl Context {
                 let asked = restart(unit, left);
                 let text = format!(
                     "repair of {service}: restart {attempt} of {} of {unit} {}: {}",
-                    limits.repair_attempts,
+                    repair::allowed(limits),
                     match asked {
                         Ok(()) => "asked for".to_owned(),
                         Err(error) => format!("could not be asked for ({error})"),
@@ -486,6 +493,16 @@ impl Context {
         }
         true
     }
+}
+
+/// A file of a check in the run directory.
+fn path(settings: &Settings, names: Names, suffix: &str) -> PathBuf {
+    settings.paths.run.join(format!("{}.{suffix}", names.state))
+}
+
+/// What has been done so far.
+fn history(settings: &Settings, names: Names) -> History {
+    store::read(&path(settings, names, "repair.json")).unwrap_or_default()
 }
 
 fn restart(unit: &str, left: Duration) -> Result<(), process::ProcessError> {
@@ -537,14 +554,19 @@ fn say(common: &Common, names: Names, verdict: &Verdict, took: Option<Duration>)
             return;
         }
         Output::Nagios => verdict.nagios_line(),
-        Output::Json => serde_json::json!({
-            "check": names.program,
-            "level": verdict.level,
-            "reason": verdict.reason,
-            "times": verdict.times,
-            "seconds": took.map(|t| t.as_secs_f64()),
-        })
-        .to_string(),
+        Output::Json => {
+            let mut object = serde_json::json!({
+                "check": names.program,
+                "level": verdict.level,
+                "reason": verdict.reason,
+                "times": verdict.times,
+                "seconds": took.map(|t| t.as_secs_f64()),
+            });
+            if !verdict.measures.is_empty() {
+                object["measures"] = serde_json::json!(verdict.measures);
+            }
+            object.to_string()
+        }
     };
     let _ = writeln!(io::stdout(), "{text}");
 }

@@ -64,6 +64,9 @@ pub(crate) struct Verdict {
     /// Measured times.
     #[serde(default)]
     pub times: Vec<Timing>,
+    /// Figures of the service itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measures: Vec<Measure>,
 }
 
 /// One measured time.
@@ -84,6 +87,38 @@ impl Timing {
             label: label.to_owned(),
             seconds: took.as_secs_f64(),
             limit_seconds: limit.as_secs_f64(),
+        }
+    }
+}
+
+/// A figure of the service itself; none of them is judged by its height alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measure {
+    /// What it is a figure of; no quotes and no `=`, because it becomes a Nagios label.
+    pub label: String,
+    /// How much.
+    #[serde(flatten)]
+    pub quantity: Quantity,
+}
+
+/// A number with its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Quantity {
+    /// So many.
+    Count(u64),
+    /// So many bytes.
+    Bytes(u64),
+    /// So long.
+    Seconds(f64),
+}
+
+impl Measure {
+    /// A figure.
+    pub fn new(label: &str, quantity: Quantity) -> Self {
+        Self {
+            label: label.to_owned(),
+            quantity,
         }
     }
 }
@@ -116,6 +151,7 @@ impl Verdict {
             level,
             reason: reason.split_whitespace().collect::<Vec<_>>().join(" "),
             times: Vec::new(),
+            measures: Vec::new(),
         }
     }
 
@@ -125,12 +161,18 @@ impl Verdict {
         self
     }
 
+    /// Adds figures.
+    pub fn with_measures(mut self, measures: impl IntoIterator<Item = Measure>) -> Self {
+        self.measures.extend(measures);
+        self
+    }
+
     /// One line as Nagios wants it: `WORD - reason | 'label'=v[UOM];warn;crit;min;max`.
     pub fn nagios_line(&self) -> String {
         let (_, word) = self.level.nagios();
         // `|` starts the performance data.
         let mut line = format!("{word} - {}", self.reason.replace('|', "/"));
-        if !self.times.is_empty() {
+        if !(self.times.is_empty() && self.measures.is_empty()) {
             line.push_str(" |");
         }
         for time in &self.times {
@@ -140,6 +182,13 @@ impl Verdict {
                 " '{}'={:.6}s;;{:.3};0;",
                 time.label, time.seconds, time.limit_seconds
             );
+        }
+        for Measure { label, quantity } in &self.measures {
+            let _ = match quantity {
+                Quantity::Count(count) => write!(line, " '{label}'={count};;;0;"),
+                Quantity::Bytes(bytes) => write!(line, " '{label}'={bytes}B;;;0;"),
+                Quantity::Seconds(seconds) => write!(line, " '{label}'={seconds:.6}s;;;0;"),
+            };
         }
         line
     }
@@ -178,5 +227,29 @@ mod tests {
             "CRITICAL - a/b c | 'time'=0.012000s;;0.700;0;"
         );
         assert_eq!(Verdict::ok("fine").nagios_line(), "OK - fine");
+    }
+
+    #[test]
+    fn figures_have_their_units() {
+        let verdict = Verdict::ok("fine").with_measures([
+            Measure::new("paths", Quantity::Count(3)),
+            Measure::new("bytes", Quantity::Bytes(4096)),
+            Measure::new("oldest", Quantity::Seconds(0.25)),
+        ]);
+        assert_eq!(
+            verdict.nagios_line(),
+            "OK - fine | 'paths'=3;;;0; 'bytes'=4096B;;;0; 'oldest'=0.250000s;;;0;"
+        );
+        let text = serde_json::to_string(&verdict).unwrap();
+        assert!(text.contains(r#"{"label":"bytes","bytes":4096}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict);
+    }
+
+    #[test]
+    fn a_verdict_without_figures_looks_as_before() {
+        assert_eq!(
+            serde_json::to_string(&Verdict::ok("fine")).unwrap(),
+            r#"{"level":"ok","reason":"fine","times":[]}"#
+        );
     }
 }

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 pub use conversation::Conversation;
-pub use running::Running;
+pub use running::{Finished, Running};
 
 /// Most bytes of each stream that are kept; the rest is read and dropped.
 const OUTPUT_CAP: u64 = 4 * 1024 * 1024;

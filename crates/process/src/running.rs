@@ -114,14 +114,20 @@ impl<T: AsFd> AsFdRef for T {
 }
 
 impl Running {
-    /// Whether it has ended before it got its input.
+    /// Whether it has ended.
     pub fn ended(&mut self) -> bool {
+        self.end().is_some()
+    }
+
+    /// How it ended; none while it runs, or when that cannot be told.
+    pub fn end(&mut self) -> Option<Option<ExitStatus>> {
         match self.child.try_wait() {
-            Ok(None) => false,
-            Ok(Some(_)) | Err(_) => {
+            Ok(None) => None,
+            Ok(Some(status)) => {
                 self.reaped = true;
-                true
+                Some(Some(status))
             }
+            Err(_) => Some(None),
         }
     }
 
@@ -129,11 +135,30 @@ impl Running {
     /// standard error is kept, capped. Several times a second `go_on` is asked; when it says no, the
     /// process group is killed and [`ProcessError::Stopped`] is returned.
     pub fn finish(
-        mut self,
+        self,
         input: &[u8],
         mut on_output: impl FnMut(&[u8]),
-        mut go_on: impl FnMut() -> bool,
+        go_on: impl FnMut() -> bool,
     ) -> Result<Output, ProcessError> {
+        let command = self.command.clone();
+        let never = |bytes: &[u8], _: &[u8]| {
+            on_output(bytes);
+            false
+        };
+        match self.finish_until(input, never, go_on)? {
+            Finished::Ended(output) => Ok(output),
+            Finished::Early(_) => Err(ProcessError::Stopped { command }),
+        }
+    }
+
+    /// The same, given back before its end as soon as `enough` says so. It is asked with each piece of
+    /// standard output and all of standard error so far.
+    pub fn finish_until(
+        mut self,
+        input: &[u8],
+        mut enough: impl FnMut(&[u8], &[u8]) -> bool,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Finished, ProcessError> {
         let command = self.command.clone();
         let failed = |source: io::Error| ProcessError::Wait {
             command: command.clone(),
@@ -167,12 +192,21 @@ impl Running {
                     Err(_) => stdin = None,
                 }
             }
-            read_some(&mut stdout, &mut on_output);
+            let mut output = Vec::new();
+            read_some(&mut stdout, &mut |bytes: &[u8]| {
+                output.extend_from_slice(bytes)
+            });
+            // Standard error after it: what was said before that output is there by now.
             read_some(&mut stderr, &mut |bytes: &[u8]| {
                 if (errors.len() as u64) < OUTPUT_CAP {
                     errors.extend_from_slice(bytes);
                 }
             });
+            if !output.is_empty() && enough(&output, &errors) {
+                self.child.stdout = stdout;
+                self.child.stderr = stderr;
+                return Ok(Finished::Early(self));
+            }
             let mut fds = vec![PollFd::new(&exit, PollFlags::IN)];
             fds.extend(stdin.iter().map(|p| PollFd::new(p, PollFlags::OUT)));
             fds.extend(stdout.iter().map(|p| PollFd::new(p, PollFlags::IN)));
@@ -185,24 +219,37 @@ impl Running {
             drop(fds);
             if exited {
                 // What it wrote last is in the pipes; a grandchild may keep them open.
-                read_some(&mut stdout, &mut on_output);
+                let mut output = Vec::new();
+                read_some(&mut stdout, &mut |bytes: &[u8]| {
+                    output.extend_from_slice(bytes)
+                });
                 read_some(&mut stderr, &mut |bytes: &[u8]| {
                     errors.extend_from_slice(bytes)
                 });
+                enough(&output, &errors);
                 let status = self.child.wait().map_err(failed)?;
                 self.reaped = true;
-                return Ok(Output {
+                return Ok(Finished::Ended(Output {
                     command,
                     status,
                     stdout: Vec::new(),
                     stderr: errors,
-                });
+                }));
             }
             if !go_on() {
                 return Err(ProcessError::Stopped { command });
             }
         }
     }
+}
+
+/// A program that got its input.
+#[derive(Debug)]
+pub enum Finished {
+    /// It has ended.
+    Ended(Output),
+    /// It has done enough, and ends by itself.
+    Early(Running),
 }
 
 impl Drop for Running {
@@ -279,6 +326,20 @@ mod tests {
         let output = ends.start().unwrap().finish(b"x", |_| (), || true).unwrap();
         assert_eq!(output.status.code(), Some(3));
         assert_eq!(output.stderr, b"no\n");
+    }
+
+    #[test]
+    fn it_is_given_back_when_it_has_done_enough() {
+        let program = Program::new("sh").args(["-c", "cat; sleep 60"]);
+        let enough = |output: &[u8], errors: &[u8]| output == b"done\n" && errors.is_empty();
+        let finished = program
+            .start()
+            .unwrap()
+            .finish_until(b"done\n", enough, || true);
+        let Ok(Finished::Early(mut running)) = finished else {
+            panic!("{finished:?}");
+        };
+        assert!(!running.ended());
     }
 
     #[test]

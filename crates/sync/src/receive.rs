@@ -272,7 +272,7 @@ impl Conversation<'_> {
             Request::Canary { tree } => {
                 let (path, _) = root(tree)?;
                 Response::Canary {
-                    content: fs::read_to_string(path.join(root::CANARY)).ok(),
+                    content: root::read_canary(path),
                 }
             }
             Request::Complete { token } => {

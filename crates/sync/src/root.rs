@@ -2,14 +2,15 @@
 //! emptied or exchanged root is told from the real one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, unlinkat};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-use statefile::{Durability, StateFileError, read_json, replace, replace_json};
+use statefile::{Durability, StateFileError, read_json, replace_json};
 
 /// The directory of ours in each root; never sent, and closed to everybody but root.
 pub const OWN: &str = ".keepalived-companion";
@@ -82,21 +83,95 @@ pub fn is_own(name: &[u8]) -> bool {
     name == OWN.as_bytes() || name == CANARY.as_bytes()
 }
 
+/// A file of ours in a root. The tree belongs to the web server, which could put its own directory with a
+/// link to any file of root in the place of ours: no link is followed, and nobody else may be able to write
+/// there.
+pub fn open_own(root: &Path, name: &str, flags: OFlags) -> io::Result<File> {
+    let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, root, directory, Mode::empty())?;
+    let own = openat(&root, OWN, directory | OFlags::NOFOLLOW, Mode::empty())?;
+    let found = fstat(&own)?;
+    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("others than root can write in {OWN}; remove it"),
+        ));
+    }
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(openat(
+        &own,
+        name,
+        flags,
+        Mode::from_raw_mode(0o600),
+    )?))
+}
+
+/// Replaces the content of a file of ours.
+pub fn write_own(root: &Path, name: &str, text: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    open_own(root, name, flags)?.write_all(text.as_bytes())
+}
+
+/// Reads a small file of ours.
+pub fn read_own(root: &Path, name: &str) -> io::Result<String> {
+    let mut text = String::new();
+    open_own(root, name, OFlags::RDONLY)?
+        .take(4096)
+        .read_to_string(&mut text)?;
+    Ok(text.trim().to_owned())
+}
+
+/// Makes the canary in a root, where no link and no other file is written to.
+pub fn make_canary(root: &Path, text: &str) -> io::Result<()> {
+    let root = openat(
+        CWD,
+        root,
+        OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    match unlinkat(&root, CANARY, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut file = File::from(openat(&root, CANARY, flags, Mode::from_raw_mode(0o644))?);
+    file.write_all(text.as_bytes())
+}
+
+/// Reads the canary; none when there is no such file.
+pub fn read_canary(root: &Path) -> Option<String> {
+    let root = openat(
+        CWD,
+        root,
+        OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(openat(&root, CANARY, flags, Mode::empty()).ok()?);
+    let mut text = String::new();
+    file.take(4096).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 /// Makes sure that the root is the one that was adopted, and adopts one that was never seen before.
 pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
     let found = identity(root)?;
     let mut adopted: Adopted = read_json(&record(settings))?.unwrap_or_default();
     let name = root.to_string_lossy().into_owned();
-    let marker = own(root, MARKER);
+    let failed = |source| RootError::Io {
+        path: own(root, MARKER),
+        source,
+    };
     match adopted.0.get(&name) {
         Some(wanted) => {
-            let detail = match fs::read_to_string(&marker) {
-                Ok(text) if text.trim() == wanted => {
+            let detail = match read_own(root, MARKER) {
+                Ok(text) if text == *wanted => {
                     prepare(root)?;
                     return Ok(found);
                 }
                 Ok(_) => "its marker is another one's".to_owned(),
-                Err(error) => format!("{}: {error}", marker.display()),
+                Err(error) => format!("{}: {error}", own(root, MARKER).display()),
             };
             Err(RootError::Exchanged {
                 path: root.to_owned(),
@@ -105,12 +180,15 @@ pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
         }
         None => {
             prepare(root)?;
-            let id = match fs::read_to_string(&marker) {
-                Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
+            let id = match read_own(root, MARKER) {
+                Ok(text) if !text.is_empty() => text,
                 Ok(_) | Err(_) => {
                     let id = random();
                     // The marker first: a record without one would hold the tree.
-                    replace(&marker, 0o600, id.as_bytes(), Durability::OnDisk)?;
+                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+                    let mut marker = open_own(root, MARKER, flags).map_err(failed)?;
+                    marker.write_all(id.as_bytes()).map_err(failed)?;
+                    marker.sync_all().map_err(failed)?;
                     id
                 }
             };
@@ -166,8 +244,10 @@ fn prepare(root: &Path) -> Result<(), RootError> {
         }
         // Its time would be an event each time.
         let metadata = fs::symlink_metadata(&path).map_err(failed)?;
-        if !metadata.is_dir() {
-            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
+        if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(failed(io::Error::other(
+                "is not root's own directory; remove it",
+            )));
         }
         if metadata.mode() & 0o777 != 0o700 {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed)?;

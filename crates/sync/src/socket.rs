@@ -262,9 +262,10 @@ impl Desk {
         let (before, path) = {
             let state = shared.lock();
             let tree = state.trees.first().ok_or("no tree")?;
-            (state.barrier_seen, root::own(&tree.path, root::BARRIER))
+            (state.barrier_seen, tree.path.clone())
         };
-        fs::write(&path, b"").map_err(|error| format!("{}: {error}", path.display()))?;
+        root::write_own(&path, root::BARRIER, "")
+            .map_err(|error| format!("{}: {error}", path.display()))?;
         let mut state = shared.lock();
         while state.barrier_seen == before {
             if start.elapsed() > BARRIER {

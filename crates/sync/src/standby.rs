@@ -7,14 +7,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alerts::Severity;
-use process::Output;
+use process::{Finished, Output, Running};
 use settings::{Node, Settings};
 
 use crate::batch::{self, Batch, Entry, Links};
 use crate::checkpoint::Checkpoint;
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
-use crate::link::{Link, LinkError, complaint};
+use crate::link::{Link, LinkError, complaint, has_finished};
 use crate::outcome::{Backoff, DeletionLimit, Outcome, outcome};
 use crate::queue::{Change, Rename};
 use crate::root;
@@ -30,6 +30,8 @@ const PROBE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Without anything to do, the connection is looked at so often.
 const IDLE: Duration = Duration::from_secs(1);
+/// rsyncs that end while the next one works.
+const MOST_LEAVING: usize = 2;
 /// A name that is due in less is waited for so long: the kernel's own grain.
 const SHORTEST_WAIT: Duration = Duration::from_micros(200);
 /// Deletions within this time count together.
@@ -70,6 +72,8 @@ pub struct Worker {
     links: Vec<Links>,
     /// Threads that compare or send a large file.
     beside: Vec<JoinHandle<()>>,
+    /// rsyncs that have done their work and end by themselves, with what they sent.
+    leaving: Vec<(Running, Vec<Key>)>,
     token: Option<String>,
     checkpointed: Option<Instant>,
     /// Something was acknowledged since the last checkpoint.
@@ -113,6 +117,7 @@ impl Worker {
             shared,
             links: trees.iter().map(|_| Links::default()).collect(),
             beside: Vec::new(),
+            leaving: Vec::new(),
             token,
             checkpointed: None,
             progressed: false,
@@ -248,6 +253,7 @@ impl Worker {
         for (tree, index) in self.trees.iter().zip(0..) {
             link.prepare(index, tree)?;
         }
+        self.reap();
         self.beside.retain(|thread| !thread.is_finished());
         Ok(())
     }
@@ -470,6 +476,7 @@ impl Worker {
             return Ok(());
         }
         self.shared.lock().standbys[self.index].bytes = bytes;
+        self.see_off();
         let running = match link.ready(index, &tree) {
             Ok(running) => running,
             Err(error) => {
@@ -478,9 +485,14 @@ impl Worker {
             }
         };
         let start = Instant::now();
-        let finished = running.finish(&list, |_| (), || self.may_go_on());
+        let finished = running.finish_until(&list, has_finished, || self.may_go_on());
         let output = match finished {
-            Ok(output) => output,
+            Ok(Finished::Ended(output)) => output,
+            Ok(Finished::Early(running)) => {
+                let keys = entries.iter().map(|entry| entry.key.clone()).collect();
+                self.leaving.push((running, keys));
+                return self.acknowledge(link, entries, deletions, bytes, start.elapsed());
+            }
             Err(error) => {
                 self.put_back(entries, Instant::now());
                 return Err(error.into());
@@ -499,6 +511,44 @@ impl Worker {
             Outcome::Unsupported | Outcome::Retry => {
                 self.put_back(entries, Instant::now());
                 Err(Trouble::Transfer(complaint(&output)))
+            }
+        }
+    }
+
+    /// Looks after rsyncs that have done their work and end. Their sessions count against sshd's limit for
+    /// a connection (MaxSessions, 10), so there are never many.
+    fn see_off(&mut self) {
+        while self.leaving.len() > MOST_LEAVING {
+            self.reap();
+            // Each needs two of rsync's own steps of 20 ms.
+            if self.leaving.len() > MOST_LEAVING {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.reap();
+    }
+
+    fn reap(&mut self) {
+        let mut again = Vec::new();
+        self.leaving
+            .retain_mut(|(running, keys)| match running.end() {
+                None => true,
+                Some(status) => {
+                    let code = status.and_then(|status| status.code());
+                    // It said that everything was in place. If it thinks otherwise now, it is looked at again;
+                    // a connection that broke in the very last moment changes nothing.
+                    if matches!(outcome(code), Outcome::Partial | Outcome::LookAgain) {
+                        again.append(keys);
+                    }
+                    false
+                }
+            });
+        if !again.is_empty() {
+            let mut state = self.shared.lock();
+            for key in again {
+                state.standbys[self.index]
+                    .queue
+                    .mark(key, Change::Whole, Instant::now());
             }
         }
     }

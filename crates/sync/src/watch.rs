@@ -526,8 +526,7 @@ fn changed_since(metadata: &fs::Metadata, since: SystemTime) -> bool {
 fn own_event(state: &mut State, tree: usize, name: &[u8]) {
     let path = &state.trees[tree].path;
     if name == root::PROBE.as_bytes() {
-        let probe = fs::read(root::own(path, root::PROBE)).unwrap_or_default();
-        state.trees[tree].probe = String::from_utf8_lossy(&probe).trim().to_owned();
+        state.trees[tree].probe = root::read_own(path, root::PROBE).unwrap_or_default();
     } else if name == root::BARRIER.as_bytes() {
         state.barrier_seen += 1;
     }
