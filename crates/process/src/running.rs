@@ -194,7 +194,7 @@ impl Running {
             }
             let mut output = Vec::new();
             read_some(&mut stdout, &mut |bytes: &[u8]| {
-                output.extend_from_slice(bytes)
+                output.extend_from_slice(bytes);
             });
             // Standard error after it: what was said before that output is there by now.
             read_some(&mut stderr, &mut |bytes: &[u8]| {
@@ -221,10 +221,10 @@ impl Running {
                 // What it wrote last is in the pipes; a grandchild may keep them open.
                 let mut output = Vec::new();
                 read_some(&mut stdout, &mut |bytes: &[u8]| {
-                    output.extend_from_slice(bytes)
+                    output.extend_from_slice(bytes);
                 });
                 read_some(&mut stderr, &mut |bytes: &[u8]| {
-                    errors.extend_from_slice(bytes)
+                    errors.extend_from_slice(bytes);
                 });
                 enough(&output, &errors);
                 let status = self.child.wait().map_err(failed)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use settings::Settings;
 
@@ -12,7 +12,8 @@ use crate::pattern::{PatternError, Patterns};
 use crate::queue::Change;
 use crate::root::{self, RootError};
 use crate::standby::Worker;
-use crate::state::{Shared, StandbyState, State, TreeState};
+use crate::state::{Pulse, Shared, StandbyState, State, TreeState};
+use crate::tell;
 use crate::watch::{Noting, Watcher, request_comparison};
 
 /// Why the threads were not started.
@@ -36,15 +37,14 @@ pub struct Engine {
     pub shared: Arc<Shared>,
     /// The epoch that is served; none on a standby.
     pub epoch: Option<u64>,
-    /// How long the watches took.
-    pub took: Duration,
+    /// The reader's sign of life.
+    pub pulse: Arc<Pulse>,
 }
 
 impl Engine {
-    /// Watches, and on the active node (with an epoch) serves every standby. When it returns the watches
-    /// stand.
+    /// Starts to watch, and on the active node (with an epoch) to serve every standby. The first look at the
+    /// trees goes on when it returns: see [`State::scanned`].
     pub fn start(settings: &Settings, epoch: Option<u64>) -> Result<Self, EngineError> {
-        let start = Instant::now();
         let mut state = State::default();
         for (tree, index) in settings.sync.trees.iter().zip(0..) {
             let identity = root::ensure(settings, &tree.path)?;
@@ -59,50 +59,16 @@ impl Engine {
                 probe: String::new(),
             });
         }
+        let pulse = Arc::new(Pulse::default());
         let roots = settings.sync.trees.iter().map(|tree| tree.path.as_path());
-        let watcher = Watcher::new(roots).map_err(EngineError::Watch)?;
-        let trees = state.trees.clone();
-        let mut tokens = Vec::new();
-        if let Some(epoch) = epoch {
-            let checkpoints: Vec<Option<Checkpoint>> = settings
-                .peers()
-                .map(|peer| Checkpoint::load(settings, &peer.name, epoch))
-                .collect();
-            state.standbys = settings
-                .peers()
-                .map(|peer| StandbyState {
-                    name: peer.name.clone(),
-                    ..StandbyState::default()
-                })
-                .collect();
-            scan(&watcher, &mut state, &checkpoints, start);
-            tokens = checkpoints
-                .into_iter()
-                .map(|c| c.map(|c| c.token))
-                .collect();
-        }
+        let watcher = Watcher::new(roots, Arc::clone(&pulse)).map_err(EngineError::Watch)?;
         let shared = Arc::new(Shared::default());
-        *shared.lock() = state;
-        let reader = Arc::clone(&shared);
-        thread::spawn(move || watcher.run(&reader));
-        if let Some(epoch) = epoch {
-            for ((index, peer), token) in settings.peers().enumerate().zip(tokens) {
-                let worker = Worker::new(
-                    settings,
-                    peer,
-                    index,
-                    epoch,
-                    &trees,
-                    Arc::clone(&shared),
-                    token,
-                );
-                thread::spawn(move || worker.run());
-            }
-        }
+        let (settings, of_the_thread) = (settings.clone(), Arc::clone(&shared));
+        thread::spawn(move || begin(&settings, watcher, state, epoch, &of_the_thread));
         Ok(Self {
             shared,
             epoch,
-            took: start.elapsed(),
+            pulse,
         })
     }
 
@@ -122,6 +88,70 @@ impl Engine {
         drop(state);
         self.shared.notify();
     }
+}
+
+/// The reader's thread: looks at every tree, starts the workers, and reads events.
+fn begin(
+    settings: &Settings,
+    watcher: Watcher,
+    mut state: State,
+    epoch: Option<u64>,
+    shared: &Arc<Shared>,
+) {
+    let start = Instant::now();
+    let trees = state.trees.clone();
+    let mut tokens = Vec::new();
+    if let Some(epoch) = epoch {
+        let checkpoints: Vec<Option<Checkpoint>> = settings
+            .peers()
+            .map(|peer| Checkpoint::load(settings, &peer.name, epoch))
+            .collect();
+        state.standbys = settings
+            .peers()
+            .map(|peer| StandbyState {
+                name: peer.name.clone(),
+                ..StandbyState::default()
+            })
+            .collect();
+        scan(&watcher, &mut state, &checkpoints, start);
+        tokens = checkpoints
+            .into_iter()
+            .map(|c| c.map(|c| c.token))
+            .collect();
+        let directories: u64 = (0..)
+            .zip(&trees)
+            .map(|(tree, _)| state.dirs.totals(tree).0)
+            .sum();
+        let text = format!(
+            "active node of epoch {epoch}: {directories} directories watched after {:.2?}",
+            start.elapsed()
+        );
+        tell::log(settings, &text);
+    }
+    state.scanned = true;
+    {
+        let mut shared = shared.lock();
+        if shared.stopped {
+            return;
+        }
+        *shared = state;
+    }
+    shared.notify();
+    if let Some(epoch) = epoch {
+        for ((index, peer), token) in settings.peers().enumerate().zip(tokens) {
+            let worker = Worker::new(
+                settings,
+                peer,
+                index,
+                epoch,
+                &trees,
+                Arc::clone(shared),
+                token,
+            );
+            thread::spawn(move || worker.run());
+        }
+    }
+    watcher.run(shared);
 }
 
 /// The first look at every tree: names that have changed since the checkpoint of a standby are noted.

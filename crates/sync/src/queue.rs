@@ -207,19 +207,6 @@ impl Queue {
     pub fn oldest(&self) -> Option<Instant> {
         self.marks.values().map(|mark| mark.first).min()
     }
-
-    /// The names, for the checkpoint.
-    pub fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.marks.keys()
-    }
-
-    /// Everybody who waits; nobody waits afterwards.
-    pub fn take_waiters(&mut self) -> Vec<u64> {
-        self.marks
-            .values_mut()
-            .flat_map(|mark| std::mem::take(&mut mark.waiters))
-            .collect()
-    }
 }
 
 /// A batch of this size takes a few milliseconds more than one of a single name.
@@ -294,7 +281,7 @@ mod tests {
         assert_eq!(first.len(), 1);
         assert_eq!(first[0].1.waiters, [7]);
         queue.put_back(first, now);
-        assert_eq!(queue.take_waiters(), [7]);
+        assert_eq!(queue.take(now, 10_000, |_| false)[0].1.waiters, [7]);
     }
 
     #[test]

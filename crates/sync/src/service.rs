@@ -36,7 +36,11 @@ struct Service {
     engine: Option<Engine>,
     /// Why there is none.
     blocked: Option<String>,
+    /// The watches stood once, or there is nothing to watch.
     ready: bool,
+    told_ready: bool,
+    /// The last one published.
+    status: Option<SyncStatus>,
     told: Option<(SyncState, Option<String>)>,
     sealed: Option<Instant>,
 }
@@ -71,6 +75,8 @@ fn serve(settings: &Settings) -> Result<(), String> {
         engine: None,
         blocked: None,
         ready: false,
+        told_ready: false,
+        status: None,
         told: None,
         sealed: None,
     };
@@ -163,11 +169,8 @@ impl Service {
         }
         match Engine::start(&self.settings, epoch) {
             Ok(engine) => {
-                let (watches, took) = (engine.shared.lock().dirs.totals(0).0, engine.took);
                 let text = match epoch {
-                    Some(epoch) => format!(
-                        "active node of epoch {epoch}: {watches} directories watched after {took:.2?}"
-                    ),
+                    Some(epoch) => format!("active node of epoch {epoch}: looks at the trees"),
                     None => "standby: waits, and takes what the active node sends".to_owned(),
                 };
                 tell::log(&self.settings, &text);
@@ -217,11 +220,23 @@ impl Service {
     /// Writes the status, and alerts what needs a person once.
     fn publish(&mut self) -> SyncStatus {
         let known = role_state(&self.settings).map_or(0, |state| state.epoch);
-        let status = match &self.engine {
-            Some(engine) => {
-                status::of_state(&self.settings, &engine.shared.lock(), engine.epoch, known)
+        let status = match (&self.engine, self.status.take()) {
+            (Some(engine), last) => match (engine.shared.try_lock(), last) {
+                (Some(state), _) => {
+                    self.ready |= state.scanned;
+                    status::of_state(&self.settings, &state, engine.epoch, known)
+                }
+                // A look at a large tree holds it: what was true a moment ago, and alive.
+                (None, Some(last)) => SyncStatus {
+                    at: observe::uptime_seconds(),
+                    ..last
+                },
+                (None, None) => status::starting(&self.settings, known),
+            },
+            (None, _) => {
+                self.ready |= self.blocked.is_some();
+                status::blocked(&self.settings, self.blocked.as_deref(), known)
             }
-            None => status::blocked(&self.settings, self.blocked.as_deref(), known),
         };
         let path = sync_status_file(&self.settings);
         if let Err(error) = replace_json(&path, 0o644, &status, Durability::Visible) {
@@ -249,13 +264,14 @@ impl Service {
             );
         }
         self.told = Some(now);
+        self.status = Some(status.clone());
         status
     }
 
     fn tell_systemd(&mut self, status: &SyncStatus) {
         let mut words = Vec::new();
-        if !self.ready && (self.engine.is_some() || self.blocked.is_some()) {
-            self.ready = true;
+        if self.ready && !self.told_ready {
+            self.told_ready = true;
             words.push(NotifyState::Ready);
         }
         let text = match status.state {
@@ -276,13 +292,10 @@ impl Service {
             }
         };
         words.push(NotifyState::Status(&text));
-        let alive = self.engine.as_ref().is_none_or(|engine| {
-            engine
-                .shared
-                .lock()
-                .reader_alive
-                .is_none_or(|at| at.elapsed() < STUCK)
-        });
+        let alive = self
+            .engine
+            .as_ref()
+            .is_none_or(|engine| engine.pulse.age() < STUCK);
         if alive {
             words.push(NotifyState::Watchdog);
         }

@@ -179,13 +179,21 @@ impl Desk {
 
     fn wait_for(&self, shared: &Shared, path: &[u8]) -> Result<Waited, String> {
         let start = Instant::now();
-        let key = match self.find(shared, path)? {
+        {
+            let mut state = shared.lock();
+            while !state.scanned {
+                if start.elapsed() >= self.settings.sync.wait_alone {
+                    return Ok(Waited::Alone("the watches do not stand yet".to_owned()));
+                }
+                state = shared.wait(state, self.settings.sync.wait_alone);
+            }
+        }
+        let key = match Self::find(shared, path)? {
             Some(key) => key,
             None => {
                 // Its directory may be newer than what has been read.
                 self.barrier(shared)?;
-                self.find(shared, path)?
-                    .ok_or("its directory is not known, or is excluded")?
+                Self::find(shared, path)?.ok_or("its directory is not known, or is excluded")?
             }
         };
         let mut state = shared.lock();
@@ -222,7 +230,7 @@ impl Desk {
     }
 
     /// The name in its tree; none when its directory is not known.
-    fn find(&self, shared: &Shared, path: &[u8]) -> Result<Option<Key>, String> {
+    fn find(shared: &Shared, path: &[u8]) -> Result<Option<Key>, String> {
         let state = shared.lock();
         let below = |path: &[u8]| {
             state.trees.iter().find_map(|tree| {

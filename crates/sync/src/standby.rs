@@ -2,6 +2,7 @@
 //! changes. Each standby has a thread of its own, so a dead one does not slow the others.
 
 use std::collections::HashSet;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -140,6 +141,8 @@ impl Worker {
                         self.tell_again();
                     }
                     let ended = self.serve(&mut link);
+                    // What runs beside ends with the connection.
+                    drop(link);
                     self.end_beside();
                     ended
                 }
@@ -213,7 +216,7 @@ impl Worker {
         let mut looked: Option<Instant> = None;
         loop {
             let mut state = shared.lock();
-            while looked.is_some_and(|at| at.elapsed() < IDLE) || looked.is_none() {
+            while looked.is_none_or(|at| at.elapsed() < IDLE) {
                 if state.stopped {
                     return Err(Trouble::Stopped);
                 }
@@ -516,7 +519,7 @@ impl Worker {
     }
 
     /// Looks after rsyncs that have done their work and end. Their sessions count against sshd's limit for
-    /// a connection (MaxSessions, 10), so there are never many.
+    /// a connection (`MaxSessions`, 10), so there are never many.
     fn see_off(&mut self) {
         while self.leaving.len() > MOST_LEAVING {
             self.reap();
@@ -633,11 +636,12 @@ impl Worker {
             bytes,
             took
         );
+        // Writing to a String cannot fail.
         if deletions > 0 {
-            text.push_str(&format!(", {deletions} deleted"));
+            let _ = write!(text, ", {deletions} deleted");
         }
         if left > 0 {
-            text.push_str(&format!("; {left} left"));
+            let _ = write!(text, "; {left} left");
         }
         tell::log(&self.settings, &text);
         Ok(())

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::batch::Entry;
@@ -110,8 +111,8 @@ pub struct State {
     /// Who waits: its answers so far, and how many standbys it still waits for.
     pub waiting: HashMap<u64, Waiting>,
     next_waiter: u64,
-    /// When the reader was last alive.
-    pub reader_alive: Option<Instant>,
+    /// The first look at the trees is over, and their watches stand.
+    pub scanned: bool,
 }
 
 /// Somebody who waits for a file.
@@ -132,7 +133,46 @@ pub struct Shared {
     changed: Condvar,
 }
 
+/// A sign of life, given without the lock: a look at a large tree may hold it for long.
+#[derive(Debug)]
+pub struct Pulse {
+    start: Instant,
+    milliseconds: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            milliseconds: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Pulse {
+    /// Still alive.
+    pub fn beat(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.milliseconds.store(now, Ordering::Relaxed);
+    }
+
+    /// Since the last sign of life.
+    pub fn age(&self) -> Duration {
+        let last = Duration::from_millis(self.milliseconds.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last)
+    }
+}
+
 impl Shared {
+    /// The state, when nobody holds it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// The state. A thread that panicked ends the process, so the lock is never poisoned for long.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

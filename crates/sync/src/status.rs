@@ -61,7 +61,9 @@ pub fn of_state(
         standbys,
         ..empty(settings)
     };
-    if epoch.is_some() {
+    if epoch.is_some() && !state.scanned {
+        status.state = SyncState::Starting;
+    } else if epoch.is_some() {
         (status.state, status.reason) = judge(
             &status,
             state.held.as_deref().or(state.lost_root.as_deref()),
@@ -79,6 +81,14 @@ pub fn blocked(settings: &Settings, why: Option<&str>, epoch: u64) -> SyncStatus
             SyncState::Standby
         },
         reason: why.map(str::to_owned),
+        epoch,
+        ..empty(settings)
+    }
+}
+
+/// The status before anything is known.
+pub fn starting(settings: &Settings, epoch: u64) -> SyncStatus {
+    SyncStatus {
         epoch,
         ..empty(settings)
     }

@@ -21,7 +21,7 @@ use crate::compare::Scope;
 use crate::dirs::{Key, Name, NodeId};
 use crate::queue::{Change, MOVE_PATIENCE};
 use crate::root;
-use crate::state::{Shared, State};
+use crate::state::{Pulse, Shared, State};
 
 /// A burst is taken out of the kernel's queue in pieces of this size.
 const BUFFER: usize = 256 * 1024;
@@ -67,6 +67,7 @@ pub struct Watcher {
     /// The watches of our own directory in each root, by tree.
     own: Vec<i32>,
     moves: Vec<Move>,
+    pulse: Arc<Pulse>,
     last_read: SystemTime,
     last_poll: Instant,
 }
@@ -83,7 +84,10 @@ struct Move {
 
 impl Watcher {
     /// Watches our own directory of each root, which is all that a standby needs.
-    pub fn new<'a>(roots: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+    pub fn new<'a>(
+        roots: impl IntoIterator<Item = &'a Path>,
+        pulse: Arc<Pulse>,
+    ) -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let mut own = Vec::new();
         for root in roots {
@@ -94,6 +98,7 @@ impl Watcher {
             fd,
             own,
             moves: Vec::new(),
+            pulse,
             last_read: SystemTime::now(),
             last_poll: Instant::now(),
         })
@@ -128,6 +133,7 @@ impl Watcher {
                 }
                 continue;
             }
+            self.pulse.beat();
             seen.insert(id);
             if let Noting::ChangedSince(since) = noting
                 && fs::symlink_metadata(&path).is_ok_and(|m| changed_since(&m, since))
@@ -137,7 +143,7 @@ impl Watcher {
                     state.mark(&key, true, Change::Whole, now);
                 }
             }
-            self.read_directory(state, id, &path, noting, now, &mut stack);
+            Self::read_directory(state, id, &path, noting, now, &mut stack);
         }
         for id in before.difference(&seen) {
             if state.dirs.contains(*id) && *id != start {
@@ -149,7 +155,6 @@ impl Watcher {
     }
 
     fn read_directory(
-        &self,
         state: &mut State,
         id: NodeId,
         path: &Path,
@@ -232,7 +237,7 @@ impl Watcher {
                 return;
             }
             let now = Instant::now();
-            state.reader_alive = Some(now);
+            self.pulse.beat();
             let overflow = self.read(&mut state, &mut buffer, now);
             self.expire_moves(&mut state, now);
             if overflow {
@@ -333,11 +338,11 @@ impl Watcher {
         if is_directory {
             self.directory_event(state, &key, flags, cookie, now);
         } else {
-            self.file_event(state, &key, flags, now);
+            Self::file_event(state, &key, flags, now);
         }
     }
 
-    fn file_event(&self, state: &mut State, key: &Key, flags: ReadFlags, now: Instant) {
+    fn file_event(state: &mut State, key: &Key, flags: ReadFlags, now: Instant) {
         if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             state.dirs.count_file(key.dir, true);
         }
