@@ -84,6 +84,14 @@ impl Checkpoint {
             .then_some(checkpoint)
     }
 
+    /// The next start compares.
+    pub fn forget(settings: &Settings, standby: &str) -> std::io::Result<()> {
+        match std::fs::remove_file(file(settings, standby)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     fn usable(&self, epoch: u64, boot_id: &str, now: f64, offset: f64) -> bool {
         self.epoch == epoch
             && self.boot_id == boot_id

@@ -121,6 +121,14 @@ impl Queue {
         self.renames.drain(..).collect()
     }
 
+    /// Whether a move that waits concerns what lies at a path now.
+    pub fn moves_over(&self, path: &[u8]) -> bool {
+        self.renames.iter().any(|rename| {
+            path.strip_prefix(rename.to.as_slice())
+                .is_some_and(|rest| rest.first() == Some(&b'/'))
+        })
+    }
+
     /// Whether a move waits.
     pub fn has_renames(&self) -> bool {
         !self.renames.is_empty()

@@ -14,6 +14,7 @@ use sd_notify::NotifyState;
 use settings::Settings;
 use statefile::{Durability, replace_json};
 
+use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineError};
 use crate::root::{self, RootError};
 use crate::socket::Desk;
@@ -165,6 +166,10 @@ impl Service {
                 if let Err(error) = root::adopt_anew(&self.settings, &tree.path) {
                     log::error!("{error}");
                 }
+            }
+            // What is in the new root may have any times.
+            for peer in self.settings.peers() {
+                Checkpoint::forget(&self.settings, &peer.name).map_err(|e| e.to_string())?;
             }
         }
         match Engine::start(&self.settings, epoch) {

@@ -86,6 +86,7 @@ pub struct Worker {
 struct Told {
     why: Option<String>,
     since: Option<Instant>,
+    refusing: bool,
     alerted: bool,
 }
 
@@ -94,6 +95,8 @@ enum Work {
     Renames(Vec<Rename>),
     Send(Vec<(u16, Entry)>),
     Compare(Vec<(u16, Scope)>),
+    /// Large files have arrived that somebody waits for.
+    Flush(Vec<u64>),
     Checkpoint,
 }
 
@@ -153,7 +156,7 @@ impl Worker {
                 Err(trouble) => self.note_trouble(&trouble, &mut told),
             }
             let pause = backoff.next(random_number());
-            self.pause(pause);
+            self.pause(pause, &mut told);
         }
         self.end_beside();
     }
@@ -205,6 +208,7 @@ impl Worker {
                 Work::Renames(renames) => self.rename(link, renames)?,
                 Work::Send(entries) => self.send_all(link, entries)?,
                 Work::Compare(scopes) => self.compare(link, scopes),
+                Work::Flush(waiters) => self.flush_for(link, &waiters)?,
                 Work::Checkpoint => self.checkpoint(link)?,
             }
         }
@@ -263,12 +267,21 @@ impl Worker {
 
     fn work_now(&self, state: &mut State, now: Instant) -> Option<Work> {
         let standby = &mut state.standbys[self.index];
-        if standby.queue.has_renames() && standby.large.is_empty() {
-            return Some(Work::Renames(standby.queue.take_renames()));
+        if !standby.unflushed.is_empty() {
+            return Some(Work::Flush(std::mem::take(&mut standby.unflushed)));
         }
         if standby.queue.has_renames() {
-            // A large file is under way; it may lie in the directory that moves.
-            return None;
+            // A large file under way must not lose its directory.
+            let moved = |path: &[u8]| standby.queue.moves_over(path);
+            if standby
+                .large
+                .iter()
+                .filter_map(|key| state.dirs.path_of(key))
+                .any(|path| moved(&path))
+            {
+                return None;
+            }
+            return Some(Work::Renames(standby.queue.take_renames()));
         }
         if !standby.comparing && !standby.compare.is_empty() {
             standby.comparing = true;
@@ -612,15 +625,11 @@ impl Worker {
             .iter()
             .flat_map(|entry| entry.mark.waiters.iter().copied())
             .collect();
-        if !waiters.is_empty() {
-            if let Err(error) = link.flush() {
-                self.put_back(entries, Instant::now());
-                return Err(error.into());
-            }
-            let mut state = self.shared.lock();
-            state.answer(self.index, &waiters, Ok(()));
-            drop(state);
-            self.shared.notify();
+        if !waiters.is_empty()
+            && let Err(error) = self.flush_for(link, &waiters)
+        {
+            self.put_back(entries, Instant::now());
+            return Err(error);
         }
         let mut state = self.shared.lock();
         let standby = &mut state.standbys[self.index];
@@ -644,6 +653,16 @@ impl Worker {
             let _ = write!(text, "; {left} left");
         }
         tell::log(&self.settings, &text);
+        Ok(())
+    }
+
+    /// What was sent is on the standby's disk: so hear those who wait.
+    fn flush_for(&self, link: &mut Link, waiters: &[u64]) -> Result<(), Trouble> {
+        link.flush()?;
+        let mut state = self.shared.lock();
+        state.answer(self.index, waiters, Ok(()));
+        drop(state);
+        self.shared.notify();
         Ok(())
     }
 
@@ -755,19 +774,16 @@ impl Worker {
             let mut state = shared.lock();
             let standby = &mut state.standbys[index];
             standby.large.clear();
-            // Not sent, or waited for: the ordinary way sends what is left of it, flushes and answers.
-            let again: Vec<_> = large
-                .into_iter()
-                .filter(|(entry, _)| problem.is_some() || !entry.mark.waiters.is_empty())
-                .map(|(entry, _)| (entry.key, entry.mark))
-                .collect();
-            let count = again.len();
-            let due = Instant::now()
-                + if problem.is_some() {
-                    SET_ASIDE
+            let mut again = Vec::new();
+            for (entry, _) in large {
+                if problem.is_some() {
+                    again.push((entry.key, entry.mark));
                 } else {
-                    Duration::ZERO
-                };
+                    standby.unflushed.extend(entry.mark.waiters);
+                }
+            }
+            let count = again.len();
+            let due = Instant::now() + SET_ASIDE;
             standby.queue.put_back(again, due);
             drop(state);
             shared.notify();
@@ -884,18 +900,27 @@ impl Worker {
         if told.why.as_ref() != Some(&why) {
             tell::log(&self.settings, &format!("{}: {why}", self.peer.name));
         }
-        let since = *told.since.get_or_insert_with(Instant::now);
-        if !told.alerted && since.elapsed() >= PATIENCE {
-            let event = if refusing {
-                "sync-refused"
-            } else {
-                "sync-unreachable"
-            };
-            let text = format!("files are not sent to {}: {why}", self.peer.name);
-            alerts::raise(&self.settings, event, Severity::Warning, &text);
-            told.alerted = true;
-        }
+        told.since.get_or_insert_with(Instant::now);
+        told.refusing = refusing;
         told.why = Some(why);
+    }
+
+    /// Alerts, once, a standby that has taken nothing for a while.
+    fn alert_when_due(&self, told: &mut Told) {
+        let (Some(why), Some(since)) = (&told.why, told.since) else {
+            return;
+        };
+        if told.alerted || since.elapsed() < PATIENCE {
+            return;
+        }
+        let event = if told.refusing {
+            "sync-refused"
+        } else {
+            "sync-unreachable"
+        };
+        let text = format!("files are not sent to {}: {why}", self.peer.name);
+        alerts::raise(&self.settings, event, Severity::Warning, &text);
+        told.alerted = true;
     }
 
     fn tell_again(&self) {
@@ -905,7 +930,7 @@ impl Worker {
 
     /// Waits before the next try. One that was silent is asked by a SYN now and then, and tried at once
     /// when it answers.
-    fn pause(&self, pause: Duration) {
+    fn pause(&self, pause: Duration, told: &mut Told) {
         let start = Instant::now();
         let port = self.settings.peer.port;
         let mut was_silent = observe::reachable(&self.settings, &self.peer, port).is_none();
@@ -919,6 +944,7 @@ impl Worker {
                 return;
             }
             drop(state);
+            self.alert_when_due(told);
             if !was_silent {
                 if start.elapsed() >= pause {
                     return;

@@ -58,6 +58,8 @@ pub struct StandbyState {
     pub bytes: u64,
     /// Large files under way.
     pub large: HashSet<Key>,
+    /// Who waits for large files that were sent and are not on the standby's disk yet.
+    pub unflushed: Vec<u64>,
     /// Names set aside: why, how often, and since when they are unsent.
     pub quarantine: HashMap<Key, (String, u32)>,
     /// It is connected and takes files.

@@ -106,8 +106,7 @@ impl Watcher {
 
     /// Walks a directory of a tree: watches it and all below, counts, and notes names. Gives the
     /// directories that have changed and are to be compared: for what was deleted in them, and because
-    /// one that was moved here has changed itself while all that it holds kept its old times. Also mends
-    /// what is known: directories that are not there any more are forgotten.
+    /// one that was moved here has changed itself while all that it holds kept its old times.
     pub fn scan(
         &self,
         state: &mut State,
@@ -115,9 +114,38 @@ impl Watcher {
         noting: Noting,
         now: Instant,
     ) -> Vec<NodeId> {
+        self.walk(state, start, noting, now).1
+    }
+
+    /// The same, and mends what is known: directories that are not there any more are forgotten.
+    fn rescan(
+        &self,
+        state: &mut State,
+        start: NodeId,
+        noting: Noting,
+        now: Instant,
+    ) -> Vec<NodeId> {
+        let before = state.dirs.below(start);
+        let (seen, changed) = self.walk(state, start, noting, now);
+        for id in before {
+            if !seen.contains(&id) && id != start && state.dirs.contains(id) {
+                let watches = state.remove_directory(id, now);
+                self.remove(&watches);
+            }
+        }
+        changed
+    }
+
+    /// Gives the directories that were seen, and those of them that have changed.
+    fn walk(
+        &self,
+        state: &mut State,
+        start: NodeId,
+        noting: Noting,
+        now: Instant,
+    ) -> (HashSet<NodeId>, Vec<NodeId>) {
         let tree = usize::from(state.dirs.tree(start));
         let root_path = state.trees[tree].path.clone();
-        let before: HashSet<NodeId> = state.dirs.below(start).into_iter().collect();
         let mut seen = HashSet::new();
         let mut changed = Vec::new();
         let mut stack = vec![(start, noting)];
@@ -145,13 +173,7 @@ impl Watcher {
             }
             Self::read_directory(state, id, &path, noting, now, &mut stack);
         }
-        for id in before.difference(&seen) {
-            if state.dirs.contains(*id) && *id != start {
-                let watches = state.remove_directory(*id, now);
-                self.remove(&watches);
-            }
-        }
-        changed
+        (seen, changed)
     }
 
     fn read_directory(
@@ -450,7 +472,7 @@ impl Watcher {
         }
         let roots: Vec<NodeId> = state.trees.iter().map(|tree| tree.root).collect();
         for root in roots {
-            let changed = self.scan(state, root, Noting::ChangedSince(since), now);
+            let changed = self.rescan(state, root, Noting::ChangedSince(since), now);
             request_comparison(state, &changed);
         }
     }
@@ -459,7 +481,7 @@ impl Watcher {
         let since = SystemTime::now() - self.last_poll.elapsed() - MARGIN;
         self.last_poll = now;
         for id in state.dirs.topmost_polled() {
-            let changed = self.scan(state, id, Noting::ChangedSince(since), now);
+            let changed = self.rescan(state, id, Noting::ChangedSince(since), now);
             request_comparison(state, &changed);
         }
     }
