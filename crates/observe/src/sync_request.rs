@@ -12,18 +12,19 @@ use settings::Settings;
 /// Longest answer that is read, in bytes.
 const ANSWER_CAP: usize = 64 * 1024;
 
-/// Sends one line to sync-realtime and returns the line that it answers. All of it ends within
+/// Sends one request to sync-realtime, a line or bytes that end with a NUL (`wait0`), and returns the line that it answers. All of it ends within
 /// `timeout`. `NotFound` and `ConnectionRefused` mean that no sync-realtime runs here.
 pub fn sync_request(
     settings: &Settings,
-    request: &str,
+    request: impl AsRef<[u8]>,
     timeout: Duration,
 ) -> Result<String, io::Error> {
-    ask(&crate::sync_socket(settings), request, timeout)
+    ask(&crate::sync_socket(settings), request.as_ref(), timeout)
 }
 
-fn ask(path: &Path, request: &str, timeout: Duration) -> Result<String, io::Error> {
-    if request.contains('\n') {
+fn ask(path: &Path, request: &[u8], timeout: Duration) -> Result<String, io::Error> {
+    let ended = request.ends_with(b"\0");
+    if request.contains(&b'\n') && !ended {
         return Err(failed(
             ErrorKind::InvalidInput,
             "a request is a single line",
@@ -32,8 +33,9 @@ fn ask(path: &Path, request: &str, timeout: Duration) -> Result<String, io::Erro
     let deadline = Instant::now() + timeout;
     let mut stream = open(path, remaining(deadline)?)?;
     stream.set_write_timeout(Some(remaining(deadline)?))?;
+    let end: &[u8] = if ended { b"" } else { b"\n" };
     stream
-        .write_all(format!("{request}\n").as_bytes())
+        .write_all(&[request, end].concat())
         .map_err(as_timeout)?;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn one_line_there_and_one_line_back() {
         let (_directory, path, served) = answering(b"behind 3\nand more".to_vec());
-        assert_eq!(ask(&path, "seal 500", PATIENT).unwrap(), "behind 3");
+        assert_eq!(ask(&path, b"seal 500", PATIENT).unwrap(), "behind 3");
         assert_eq!(served.join().unwrap(), "seal 500\n");
     }
 
@@ -151,7 +153,7 @@ mod tests {
         for said in ["", "seal"] {
             let (_directory, path, served) = answering(said.into());
             let start = Instant::now();
-            let error = ask(&path, "probe", IMPATIENT).unwrap_err();
+            let error = ask(&path, b"probe", IMPATIENT).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
             assert!(start.elapsed() >= IMPATIENT);
             served.join().unwrap();
@@ -180,7 +182,7 @@ mod tests {
     fn without_a_daemon_it_is_plain_that_there_is_none() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sync.sock");
-        let kind = |path: &Path| ask(path, "probe", PATIENT).unwrap_err().kind();
+        let kind = |path: &Path| ask(path, b"probe", PATIENT).unwrap_err().kind();
         assert_eq!(kind(&path), ErrorKind::NotFound);
         // A killed daemon leaves its socket behind.
         drop(UnixListener::bind(&path).unwrap());
@@ -190,10 +192,10 @@ mod tests {
     #[test]
     fn an_answer_has_an_end() {
         let (_directory, path, served) = answering(vec![b'x'; ANSWER_CAP * 2]);
-        let error = ask(&path, "probe", PATIENT).unwrap_err();
+        let error = ask(&path, b"probe", PATIENT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidData);
         served.join().unwrap();
-        let error = ask(&path, "wait /a\nb", PATIENT).unwrap_err();
+        let error = ask(&path, b"wait /a\nb", PATIENT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
 
@@ -210,7 +212,7 @@ mod tests {
                 .unwrap();
             stream.write_all(b"seal").unwrap();
         });
-        let error = ask(&path, "seal 500", PATIENT).unwrap_err();
+        let error = ask(&path, b"seal 500", PATIENT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
         served.join().unwrap();
     }

@@ -115,7 +115,7 @@ pub fn realtime() -> ExitCode {
         return show(&settings, arguments.json);
     }
     if arguments.release {
-        return ask(&settings, b"release\n", |answer| {
+        return ask(&settings, b"release", |answer| {
             answer.starts_with("released")
         });
     }
@@ -156,7 +156,7 @@ fn show(settings: &Settings, json: bool) -> ExitCode {
 }
 
 fn ask(settings: &Settings, request: &[u8], good: impl Fn(&str) -> bool) -> ExitCode {
-    match crate::client::request(&observe::sync_socket(settings), request, LONGEST_ANSWER) {
+    match observe::sync_request(settings, request, LONGEST_ANSWER) {
         Ok(answer) => {
             say(&answer);
             if good(&answer) {

@@ -6,9 +6,9 @@
 //! the sender's epoch is current.
 
 mod batch;
+mod beside;
 mod checkpoint;
 mod cli;
-mod client;
 mod command;
 mod compare;
 mod dirs;

@@ -1,7 +1,6 @@
 //! Serves one standby: connects, compares it if it is not known to be complete, and then sends what
 //! changes. Each standby has a thread of its own, so a dead one does not slow the others.
 
-use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -12,6 +11,7 @@ use process::{Finished, Output, Running};
 use settings::{Node, Settings};
 
 use crate::batch::{self, Batch, Entry, Links};
+use crate::beside::Beside;
 use crate::checkpoint::Checkpoint;
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
@@ -31,15 +31,14 @@ const PROBE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Without anything to do, the connection is looked at so often.
 const IDLE: Duration = Duration::from_secs(1);
+/// While large files are under way, others look so often whether it is their turn.
+const LARGE_AGAIN: Duration = Duration::from_millis(100);
 /// rsyncs that end while the next one works.
 const MOST_LEAVING: usize = 2;
 /// A name that is due in less is waited for so long: the kernel's own grain.
 const SHORTEST_WAIT: Duration = Duration::from_micros(200);
 /// Deletions within this time count together.
 const DELETION_WINDOW: Duration = Duration::from_secs(60);
-/// First pause before a name that was set aside is tried again; doubled up to a minute.
-const SET_ASIDE: Duration = Duration::from_secs(1);
-const LONGEST_ASIDE: Duration = Duration::from_secs(60);
 /// Between two checkpoints, each of which asks the standby to write to its disk.
 const CHECKPOINT: Duration = Duration::from_secs(2);
 
@@ -692,24 +691,7 @@ impl Worker {
         let waiters = entry.mark.waiters.clone();
         state.answer(self.index, &waiters, Err(&why));
         let standby = &mut state.standbys[self.index];
-        let (_, tries) = standby
-            .quarantine
-            .entry(entry.key.clone())
-            .and_modify(|(reason, tries)| {
-                reason.clone_from(&why);
-                *tries += 1;
-            })
-            .or_insert((why.clone(), 1));
-        let first = *tries == 1;
-        let pause = SET_ASIDE
-            .saturating_mul(1 << (*tries - 1).min(6))
-            .min(LONGEST_ASIDE);
-        standby.retries += 1;
-        let mut mark = entry.mark;
-        mark.waiters.clear();
-        standby
-            .queue
-            .put_back([(entry.key, mark)], Instant::now() + pause);
+        let first = standby.set_aside(entry.key, entry.mark, &why, Instant::now());
         drop(state);
         if first {
             let text = format!(
@@ -723,7 +705,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Large files go one after another in a thread of their own.
     fn start_large(&mut self, link: &Link, tree: &TreeState, large: Vec<(Entry, u64)>) {
         if large.is_empty() {
             return;
@@ -733,78 +714,17 @@ impl Worker {
             let standby = &mut state.standbys[self.index];
             if !standby.large.is_empty() {
                 // One such thread at a time; they are due again when it has ended.
-                let later = Instant::now() + Duration::from_millis(100);
                 let taken = large.into_iter().map(|(entry, _)| (entry.key, entry.mark));
-                standby.queue.put_back(taken, later);
+                standby.queue.put_back(taken, Instant::now() + LARGE_AGAIN);
                 return;
             }
             standby.large = large.iter().map(|(entry, _)| entry.key.clone()).collect();
         }
-        let mut list = Vec::new();
-        for (entry, _) in &large {
-            list.extend_from_slice(b"./");
-            list.extend_from_slice(&entry.path);
-            list.push(0);
-        }
-        let bytes: u64 = large.iter().map(|(_, size)| size).sum();
-        let started = link.transfer(tree, &[]).start();
-        let (shared, settings, index, name) = (
-            Arc::clone(&self.shared),
-            self.settings.clone(),
-            self.index,
-            self.peer.name.clone(),
-        );
-        self.beside.push(thread::spawn(move || {
-            let start = Instant::now();
-            let ended = started.and_then(|running| {
-                running.finish(
-                    &list,
-                    |_| (),
-                    || {
-                        let state = shared.lock();
-                        !state.stopped && state.seal != Some(Seal::Closed)
-                    },
-                )
-            });
-            let problem = match &ended {
-                Ok(output) if output.status.success() => None,
-                Ok(output) => Some(complaint(output)),
-                Err(error) => Some(error.to_string()),
-            };
-            let mut state = shared.lock();
-            let standby = &mut state.standbys[index];
-            standby.large.clear();
-            let mut again = Vec::new();
-            for (entry, _) in large {
-                if problem.is_some() {
-                    again.push((entry.key, entry.mark));
-                } else {
-                    standby.unflushed.extend(entry.mark.waiters);
-                }
-            }
-            let count = again.len();
-            let due = Instant::now() + SET_ASIDE;
-            standby.queue.put_back(again, due);
-            drop(state);
-            shared.notify();
-            match problem {
-                None => tell::log(
-                    &settings,
-                    &format!(
-                        "{name}: large files, {bytes} bytes in {:.1?}",
-                        start.elapsed()
-                    ),
-                ),
-                Some(why) => tell::log(
-                    &settings,
-                    &format!("{name}: {count} large files not sent: {why}"),
-                ),
-            }
-        }));
+        let (beside, program) = (self.for_a_thread(), link.transfer(tree, &[]));
+        self.beside
+            .push(thread::spawn(move || beside.send_large(&program, large)));
     }
 
-    /// Compares in a thread of its own: what changes meanwhile is sent as ever, and each difference is looked
-    /// at again when its turn comes.
     fn compare(&mut self, link: &Link, scopes: Vec<(u16, Scope)>) {
         let mut jobs = Vec::new();
         for (index, scope) in scopes {
@@ -822,56 +742,19 @@ impl Worker {
             let program = link.comparison(tree, &scope);
             jobs.push((index, tree.clone(), scope, program));
         }
-        let (shared, settings, index, name, limit) = (
-            Arc::clone(&self.shared),
-            self.settings.clone(),
-            self.index,
-            self.peer.name.clone(),
-            self.limit(),
-        );
-        self.beside.push(thread::spawn(move || {
-            for (tree_index, tree, scope, program) in jobs {
-                let start = Instant::now();
-                let mut differences = Differences::default();
-                let ended = program.start().and_then(|running| {
-                    running.finish(
-                        &scope.list(),
-                        |bytes| differences.take_in(bytes),
-                        || !shared.lock().stopped,
-                    )
-                });
-                let failed = match &ended {
-                    Ok(output) if matches!(output.status.code(), Some(0 | 23 | 24)) => None,
-                    Ok(output) => Some(complaint(output)),
-                    Err(error) => Some(error.to_string()),
-                };
-                if let Some(why) = failed {
-                    let mut state = shared.lock();
-                    // It is asked again on the next connection at the latest.
-                    state.standbys[index].compare.push((tree_index, scope));
-                    drop(state);
-                    log::warn!("{name}: the comparison failed: {why}");
-                    // Not at once: the connection may be about to be given up.
-                    thread::sleep(SET_ASIDE);
-                    continue;
-                }
-                let found = differences.found.len();
-                note_differences(&shared, index, tree_index, &tree, &differences, limit, &name);
-                if found > 0 || scope == Scope::Whole {
-                    tell::log(
-                        &settings,
-                        &format!(
-                            "{name}: compared {} in {:.1?}: {found} names differ, {} of them are only there",
-                            tree.path.display(),
-                            start.elapsed(),
-                            differences.extraneous
-                        ),
-                    );
-                }
-            }
-            shared.lock().standbys[index].comparing = false;
-            shared.notify();
-        }));
+        let beside = self.for_a_thread();
+        self.beside
+            .push(thread::spawn(move || beside.compare(jobs)));
+    }
+
+    fn for_a_thread(&self) -> Beside {
+        Beside {
+            settings: self.settings.clone(),
+            shared: Arc::clone(&self.shared),
+            index: self.index,
+            name: self.peer.name.clone(),
+            limit: self.limit(),
+        }
     }
 
     fn end_beside(&mut self) {
@@ -963,78 +846,6 @@ fn all_entries(batch: Batch) -> Vec<Entry> {
     let mut entries = batch.entries;
     entries.extend(batch.large.into_iter().map(|(entry, _)| entry));
     entries
-}
-
-/// Differences as they come out of rsync, in pieces.
-#[derive(Debug, Default)]
-struct Differences {
-    rest: Vec<u8>,
-    found: Vec<Vec<u8>>,
-    extraneous: u64,
-}
-
-impl Differences {
-    fn take_in(&mut self, bytes: &[u8]) {
-        self.rest.extend_from_slice(bytes);
-        let mut start = 0;
-        while let Some(length) = self.rest[start..].iter().position(|byte| *byte == b'\n') {
-            if let Some(difference) = compare::read_line(&self.rest[start..start + length]) {
-                self.extraneous += u64::from(difference.extraneous);
-                self.found.push(difference.path);
-            }
-            start += length + 1;
-        }
-        self.rest.drain(..start);
-    }
-}
-
-/// Differences become names in the queue of the one standby.
-fn note_differences(
-    shared: &Shared,
-    index: usize,
-    tree_index: u16,
-    tree: &TreeState,
-    differences: &Differences,
-    limit: DeletionLimit,
-    name: &str,
-) {
-    let now = Instant::now();
-    let mut state = shared.lock();
-    let state = &mut *state;
-    let (_, _, files) = state.dirs.totals(tree_index);
-    if limit.exceeded(differences.extraneous, files)
-        && state.allowed_until.is_none_or(|until| until < now)
-    {
-        state.held.get_or_insert(format!(
-            "{name} has {} names that {} here has not, where {files} files are left: nothing is sent until a person has \
-             looked. If they are to be deleted there: sync-realtime --release",
-            differences.extraneous,
-            tree.path.display()
-        ));
-    }
-    let mut seen = HashSet::new();
-    for path in &differences.found {
-        // A directory that only the standby has is not known here: the topmost known one stands for it.
-        let mut path = path.as_slice();
-        let key = loop {
-            if path.is_empty() {
-                break Key {
-                    dir: tree.root,
-                    name: (&b""[..]).into(),
-                };
-            }
-            match state.dirs.find(tree.root, path) {
-                Some(key) => break key,
-                None => {
-                    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-                    path = &path[..slash];
-                }
-            }
-        };
-        if seen.insert(key.clone()) {
-            state.standbys[index].queue.mark(key, Change::Whole, now);
-        }
-    }
 }
 
 fn random_number() -> u64 {

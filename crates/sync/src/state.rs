@@ -194,6 +194,31 @@ impl Shared {
     }
 }
 
+/// First pause before a name that was set aside is tried again; doubled up to a minute.
+const SET_ASIDE: Duration = Duration::from_secs(1);
+const LONGEST_ASIDE: Duration = Duration::from_secs(60);
+
+impl StandbyState {
+    /// A name cannot be transferred: it is tried again later and later. Whether that is new.
+    pub fn set_aside(&mut self, key: Key, mut mark: Mark, why: &str, now: Instant) -> bool {
+        let (reason, tries) = self
+            .quarantine
+            .entry(key.clone())
+            .or_insert((String::new(), 0));
+        why.clone_into(reason);
+        *tries += 1;
+        let tries = *tries;
+        let pause = SET_ASIDE
+            .saturating_mul(1 << (tries - 1).min(6))
+            .min(LONGEST_ASIDE);
+        self.retries += 1;
+        // They have heard of it.
+        mark.waiters.clear();
+        self.queue.put_back([(key, mark)], now + pause);
+        tries == 1
+    }
+}
+
 impl State {
     /// Notes a change of a name for every standby; names that stay here are none.
     pub fn mark(&mut self, key: &Key, is_directory: bool, change: Change, now: Instant) {
