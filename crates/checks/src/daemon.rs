@@ -326,6 +326,7 @@ pub(crate) mod examples {
             paths_behind: 0,
             bytes_behind: 0,
             oldest_unsent_seconds: None,
+            progress: None,
             last_acknowledged: None,
             retries: 0,
             quarantined: Vec::new(),

@@ -106,6 +106,9 @@ pub struct StandbyStatus {
     pub bytes_behind: u64,
     /// Age of the oldest change that is not sent, in seconds.
     pub oldest_unsent_seconds: Option<f64>,
+    /// How far a first synchronisation is, in words, with the time left.
+    #[serde(default)]
+    pub progress: Option<String>,
     /// When it last had everything, in seconds since 1970.
     pub last_acknowledged: Option<f64>,
     /// Tries that failed since the start.

@@ -16,7 +16,7 @@ use crate::dirs::Key;
 use crate::link::complaint;
 use crate::outcome::{DeletionLimit, Outcome, outcome};
 use crate::queue::Change;
-use crate::state::{Seal, Shared, TreeState};
+use crate::state::{Filling, Seal, Shared, TreeState};
 use crate::tell;
 
 /// After a failure that is not a name's own: the connection may be about to be given up.
@@ -59,6 +59,9 @@ impl Beside {
             let text = match fate {
                 Outcome::Sent | Outcome::LookAgain => {
                     standby.quarantine.remove(&entry.key);
+                    if let Some(filling) = &mut standby.filling {
+                        filling.sent(1, size);
+                    }
                     standby.unflushed.extend(entry.mark.waiters);
                     format!(
                         "{}: {path}, {size} bytes in {:.1?}",
@@ -161,6 +164,11 @@ impl Beside {
                 tree.path.display()
             ));
         }
+        let standby = &mut state.standbys[self.index];
+        if !standby.complete {
+            let names = differences.found.len() as u64;
+            standby.filling = Some(Filling::new(now, names, differences.bytes));
+        }
         let mut seen = HashSet::new();
         for path in &differences.found {
             // A directory that only the standby has is not known here: the topmost known one stands for it.
@@ -193,6 +201,7 @@ struct Differences {
     rest: Vec<u8>,
     found: Vec<Vec<u8>>,
     extraneous: u64,
+    bytes: u64,
 }
 
 impl Differences {
@@ -202,6 +211,7 @@ impl Differences {
         while let Some(length) = self.rest[start..].iter().position(|byte| *byte == b'\n') {
             if let Some(difference) = compare::read_line(&self.rest[start..start + length]) {
                 self.extraneous += u64::from(difference.extraneous);
+                self.bytes += difference.bytes;
                 self.found.push(difference.path);
             }
             start += length + 1;

@@ -19,11 +19,11 @@ impl Scope {
     /// rsync's options, beyond those of a transfer.
     pub fn options(&self) -> &'static [&'static str] {
         match self {
-            Self::Whole => &["-n", "--delete", "--out-format=%i %n", "-r"],
+            Self::Whole => &["-n", "--delete", "--out-format=%i %l %n", "-r"],
             Self::Below(_) => &[
                 "-n",
                 "--delete",
-                "--out-format=%i %n",
+                "--out-format=%i %l %n",
                 "-r",
                 "--from0",
                 "--files-from=-",
@@ -31,7 +31,7 @@ impl Scope {
             Self::NamesInRoot => &[
                 "-n",
                 "--delete",
-                "--out-format=%i %n",
+                "--out-format=%i %l %n",
                 "-d",
                 "--no-r",
                 "--from0",
@@ -66,13 +66,18 @@ pub struct Difference {
     pub path: Vec<u8>,
     /// The standby has it and this node has not.
     pub extraneous: bool,
+    /// Bytes of a file whose content is to be sent.
+    pub bytes: u64,
 }
 
-/// Reads one line of `--out-format=%i %n`. None for lines that are not differences.
+/// Reads one line of `--out-format=%i %l %n`. None for lines that are not differences.
 pub fn read_line(line: &[u8]) -> Option<Difference> {
     // Eleven letters of --itemize-changes, or `*deleting` and blanks.
     let (what, path) = line.split_at_checked(11)?;
-    let path = path.strip_prefix(b" ")?;
+    let rest = path.strip_prefix(b" ")?;
+    let blank = rest.iter().position(|byte| *byte == b' ')?;
+    let (length, path) = (&rest[..blank], &rest[blank + 1..]);
+    let length: u64 = std::str::from_utf8(length).ok()?.parse().ok()?;
     let extraneous = what.starts_with(b"*deleting");
     if !extraneous && !matches!(what[0], b'<' | b'>' | b'c' | b'h' | b'.') {
         return None;
@@ -87,7 +92,11 @@ pub fn read_line(line: &[u8]) -> Option<Difference> {
     if path == b"." {
         path.clear();
     }
-    Some(Difference { path, extraneous })
+    Some(Difference {
+        path,
+        extraneous,
+        bytes: if what.starts_with(b"<f") { length } else { 0 },
+    })
 }
 
 /// rsync prints bytes that are not printable ASCII as `\#ooo`, in octal (in the locale C).
@@ -125,26 +134,31 @@ mod tests {
 
     #[test]
     fn lines_of_rsync_3_5_are_read() {
-        for (line, path, extraneous) in [
-            (&b"<f.st...... c/f3"[..], &b"c/f3"[..], false),
-            (b"<f+++++++++ a/new", b"a/new", false),
-            (b"cd+++++++++ a/", b"a", false),
-            (b".d..t...... ./", b"", false),
-            (b"cL+++++++++ link", b"link", false),
-            (b"hf+++++++++ hard", b"hard", false),
-            (b"*deleting   extra/x/", b"extra/x", true),
+        for (line, path, extraneous, bytes) in [
+            (&b"<f.st...... 20 c/f3"[..], &b"c/f3"[..], false, 20),
+            (b"<f+++++++++ 0 a/new", b"a/new", false, 0),
+            (b"cd+++++++++ 4096 a/", b"a", false, 0),
+            (b".d..t...... 4096 ./", b"", false, 0),
+            (b".f...p..... 7 mode", b"mode", false, 0),
+            (b"cL+++++++++ 3 link", b"link", false, 0),
+            (b"hf+++++++++ 5 hard", b"hard", false, 0),
+            (b"*deleting   0 extra/x/", b"extra/x", true, 0),
             (
-                b"*deleting    begins with a blank",
+                b"*deleting   0  begins with a blank",
                 b" begins with a blank",
                 true,
+                0,
             ),
-            (b"<f+++++++++ a\\#012b\\#377", b"a\nb\xff", false),
-            (b"<f+++++++++ a\\#134#012", b"a\\#012", false),
-            (b"<f+++++++++ plain\\#9", b"plain\\#9", false),
+            (b"<f+++++++++ 1 a\\#012b\\#377", b"a\nb\xff", false, 1),
+            (b"<f+++++++++ 1 a\\#134#012", b"a\\#012", false, 1),
+            (b"<f+++++++++ 1 plain\\#9", b"plain\\#9", false, 1),
         ] {
             let difference = read_line(line).unwrap();
             assert_eq!(difference.path, path, "{}", String::from_utf8_lossy(line));
-            assert_eq!(difference.extraneous, extraneous);
+            assert_eq!(
+                (difference.extraneous, difference.bytes),
+                (extraneous, bytes)
+            );
         }
         for line in [
             &b""[..],

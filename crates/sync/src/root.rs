@@ -229,6 +229,12 @@ fn identity(root: &Path) -> Result<Identity, RootError> {
     })
 }
 
+/// The identity of a directory that was not adopted, for tests.
+#[cfg(test)]
+pub fn any_identity(path: &Path) -> Identity {
+    identity(path).unwrap()
+}
+
 /// Makes our directories. The mode is set again: an earlier umask may have been in the way.
 fn prepare(root: &Path) -> Result<(), RootError> {
     for path in [root.join(OWN), own(root, TEMPORARY)] {

@@ -281,8 +281,16 @@ impl Service {
         }
         let text = match status.state {
             SyncState::Starting | SyncState::Behind => format!(
-                "{:?}: {} names, {} bytes left",
-                status.state, status.paths_behind, status.bytes_behind
+                "{:?}: {}",
+                status.state,
+                status
+                    .standbys
+                    .iter()
+                    .find_map(|standby| standby.progress.clone())
+                    .unwrap_or_else(|| format!(
+                        "{} names, {} bytes left",
+                        status.paths_behind, status.bytes_behind
+                    ))
             ),
             SyncState::InSync | SyncState::Held | SyncState::Degraded | SyncState::Standby => {
                 format!(

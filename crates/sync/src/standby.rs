@@ -352,6 +352,7 @@ impl Worker {
         let mut state = self.shared.lock();
         let standby = &mut state.standbys[self.index];
         standby.complete = true;
+        standby.filling = None;
         standby.last_acknowledged = Some(wall_clock());
         drop(state);
         self.shared.notify();
@@ -636,6 +637,10 @@ impl Worker {
             standby.quarantine.remove(&entry.key);
         }
         let left = standby.queue.len();
+        let progress = standby.filling.as_mut().map(|filling| {
+            filling.sent(entries.len() as u64, bytes);
+            filling.for_a_person(Instant::now())
+        });
         drop(state);
         let mut text = format!(
             "{}: {} names, {} bytes in {:.0?}",
@@ -650,6 +655,9 @@ impl Worker {
         }
         if left > 0 {
             let _ = write!(text, "; {left} left");
+        }
+        if let Some(progress) = progress {
+            let _ = write!(text, "; in all {progress}");
         }
         tell::log(&self.settings, &text);
         Ok(())

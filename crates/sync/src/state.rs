@@ -66,6 +66,8 @@ pub struct StandbyState {
     pub connected: bool,
     /// It was seen complete in this epoch since the start.
     pub complete: bool,
+    /// How far its first synchronisation is.
+    pub filling: Option<Filling>,
     /// Why it is not connected, or takes nothing.
     pub reason: Option<String>,
     /// It answers and refuses.
@@ -76,6 +78,66 @@ pub struct StandbyState {
     pub last_acknowledged: Option<f64>,
     /// Deletions of the last minute.
     pub deletions: Vec<(Instant, u64)>,
+}
+
+/// The progress of a first synchronisation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filling {
+    began: Instant,
+    names: u64,
+    bytes: u64,
+    names_sent: u64,
+    bytes_sent: u64,
+}
+
+impl Filling {
+    /// So much is to be sent, by the comparison.
+    pub fn new(began: Instant, names: u64, bytes: u64) -> Self {
+        Self {
+            began,
+            names,
+            bytes,
+            names_sent: 0,
+            bytes_sent: 0,
+        }
+    }
+
+    /// So much was sent.
+    pub fn sent(&mut self, names: u64, bytes: u64) {
+        self.names_sent += names;
+        self.bytes_sent += bytes;
+    }
+
+    /// Bytes that are left.
+    pub fn bytes_left(&self) -> u64 {
+        self.bytes.saturating_sub(self.bytes_sent)
+    }
+
+    /// About how long it will take, from what it took so far: a name costs as much as 4 KiB.
+    pub fn time_left(&self, now: Instant) -> Option<Duration> {
+        let work = |names: u64, bytes: u64| names * 4096 + bytes;
+        let done = work(self.names_sent, self.bytes_sent);
+        let all = work(self.names, self.bytes);
+        let spent = now.saturating_duration_since(self.began);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let factor = all.saturating_sub(done) as f64 / done as f64;
+        (done > 0).then(|| spent.mul_f64(factor.min(1e6)))
+    }
+
+    /// In words.
+    pub fn for_a_person(&self, now: Instant) -> String {
+        let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
+        let left = self
+            .time_left(now)
+            .map_or_else(String::new, |left| format!(", about {left:.0?} left"));
+        format!(
+            "{} of {} names, {} of {} MiB{left}",
+            self.names_sent,
+            self.names,
+            mib(self.bytes_sent),
+            mib(self.bytes)
+        )
+    }
 }
 
 /// Sending is stopped for a switch-over.
@@ -335,5 +397,171 @@ impl State {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Arc::from(text.as_bytes())
+    }
+
+    fn state(standbys: usize) -> (State, NodeId) {
+        let mut state = State::default();
+        let root = state.dirs.add_root(0);
+        let directory = tempfile::tempdir().unwrap();
+        state.trees.push(TreeState {
+            path: directory.path().to_owned(),
+            owner: None,
+            exclude: Vec::new(),
+            patterns: Patterns::new(&["*.tmp".to_owned()]).unwrap(),
+            root,
+            identity: crate::root::any_identity(directory.path()),
+            probe: String::new(),
+        });
+        for _ in 0..standbys {
+            state.standbys.push(StandbyState {
+                connected: true,
+                ..StandbyState::default()
+            });
+        }
+        (state, root)
+    }
+
+    fn taken(state: &mut State, index: usize, now: Instant) -> Vec<String> {
+        let later = now + Duration::from_secs(2);
+        let taken = state.standbys[index].queue.take(later, 1000, |_| false);
+        let mut paths: Vec<String> = state
+            .resolve(taken)
+            .into_iter()
+            .map(|(_, entry)| String::from_utf8_lossy(&entry.path).into_owned())
+            .collect();
+        paths.sort();
+        paths
+    }
+
+    #[test]
+    fn what_is_excluded_or_ours_is_not_noted() {
+        let (mut state, root) = state(2);
+        let now = Instant::now();
+        let dir = state.dirs.add(root, &name("d"));
+        for (dir, text) in [
+            (root, "a"),
+            (root, "a.tmp"),
+            (dir, "b.tmp"),
+            (dir, ".keepalived-companion"),
+            (root, ".keepalived-companion"),
+            (root, ".keepalived-companion-canary"),
+        ] {
+            let key = Key {
+                dir,
+                name: name(text),
+            };
+            state.mark(&key, false, Change::Whole, now);
+        }
+        for index in 0..2 {
+            assert_eq!(
+                taken(&mut state, index, now),
+                ["a", "d/.keepalived-companion"]
+            );
+        }
+    }
+
+    #[test]
+    fn a_moved_directory_takes_its_changes_along() {
+        let (mut state, root) = state(1);
+        let now = Instant::now();
+        let dir = state.dirs.add(root, &name("old"));
+        let key = Key {
+            dir,
+            name: name("file"),
+        };
+        state.mark(&key, false, Change::Whole, now);
+        state.rename_directory(dir, root, &name("new"), now);
+        let renames = state.standbys[0].queue.take_renames();
+        assert_eq!(
+            (&renames[0].from[..], &renames[0].to[..]),
+            (&b"old"[..], &b"new"[..])
+        );
+        assert_eq!(taken(&mut state, 0, now), ["new", "new/file", "old"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_stands_for_all_that_it_held() {
+        let (mut state, root) = state(1);
+        let now = Instant::now();
+        let dir = state.dirs.add(root, &name("d"));
+        let key = Key {
+            dir,
+            name: name("file"),
+        };
+        state.mark(&key, false, Change::Gone, now);
+        let waiter = state.begin_wait(&key, now);
+        assert!(state.remove_directory(dir, now).is_empty());
+        let mut taken = state.standbys[0]
+            .queue
+            .take(now + Duration::from_secs(2), 10, |_| false);
+        let (key, mark) = taken.remove(0);
+        assert!(taken.is_empty());
+        assert_eq!((&*key.name, mark.lost), (&b"d"[..], 2));
+        assert_eq!(mark.waiters, [waiter]);
+    }
+
+    #[test]
+    fn a_wait_ends_when_every_connected_standby_has_answered() {
+        let (mut state, root) = state(3);
+        state.standbys[2].connected = false;
+        state.standbys[2].reason = Some("away".to_owned());
+        let key = Key {
+            dir: root,
+            name: name("f"),
+        };
+        let waiter = state.begin_wait(&key, Instant::now());
+        state.answer(0, &[waiter], Ok(()));
+        assert_eq!(state.waiting[&waiter].open, HashSet::from([1]));
+        state.answer(1, &[waiter], Err("full"));
+        let waiting = &state.waiting[&waiter];
+        assert!(waiting.open.is_empty() && waiting.stored);
+        assert_eq!(waiting.why.as_deref(), Some("full"));
+    }
+
+    #[test]
+    fn progress_is_estimated_from_what_was_done() {
+        let now = Instant::now();
+        let mut filling = Filling::new(now, 1000, 0);
+        assert_eq!(filling.time_left(now), None);
+        filling.sent(250, 0);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(filling.time_left(later), Some(Duration::from_secs(3)));
+        assert!(filling.for_a_person(later).contains("250 of 1000 names"));
+        filling.sent(900, 0);
+        assert_eq!(filling.time_left(later), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_name_is_set_aside_for_longer_and_longer() {
+        let (mut state, root) = state(1);
+        let key = Key {
+            dir: root,
+            name: name("f"),
+        };
+        let mut now = Instant::now();
+        let mut pauses = Vec::new();
+        for try_number in 0..9 {
+            state.standbys[0]
+                .queue
+                .mark(key.clone(), Change::Whole, now);
+            let later = now + Duration::from_secs(100);
+            let (key, mark) = state.standbys[0].queue.take(later, 1, |_| false).remove(0);
+            let first = state.standbys[0].set_aside(key, mark, "no", now);
+            assert_eq!(first, try_number == 0);
+            let due = state.standbys[0].queue.next_due().unwrap();
+            pauses.push(due.saturating_duration_since(now).as_secs());
+            now = due;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(state.standbys[0].retries, 9);
     }
 }

@@ -7,7 +7,7 @@ use observe::{
 };
 use settings::Settings;
 
-use crate::state::{StandbyState, State};
+use crate::state::{Filling, StandbyState, State};
 
 /// Paths of the quarantine that are listed.
 const LISTED: usize = 100;
@@ -129,7 +129,14 @@ fn of_standby(state: &State, standby: &StandbyState, now: Instant) -> StandbySta
         state: served,
         reason: standby.reason.clone(),
         paths_behind: paths_behind as u64,
-        bytes_behind: standby.bytes,
+        bytes_behind: standby
+            .filling
+            .as_ref()
+            .map_or(standby.bytes, Filling::bytes_left),
+        progress: standby
+            .filling
+            .as_ref()
+            .map(|filling| filling.for_a_person(now)),
         oldest_unsent_seconds: standby
             .queue
             .oldest()
@@ -223,6 +230,9 @@ pub fn for_a_person(status: &SyncStatus, age_seconds: f64) -> String {
         );
         if let Some(oldest) = standby.oldest_unsent_seconds {
             let _ = write!(text, ", the oldest for {oldest:.1} s");
+        }
+        if let Some(progress) = &standby.progress {
+            let _ = write!(text, "\n    {progress}");
         }
         for path in &standby.quarantined {
             let _ = write!(text, "\n    set aside: {}: {}", path.path, path.reason);
