@@ -13,8 +13,6 @@ use crate::lock;
 /// Longest time for the last files. Writes are frozen meanwhile, and a queue that takes longer would
 /// cost more than it is worth: what is not sent is kept.
 const LONGEST_SEAL: Duration = Duration::from_secs(1);
-/// The sender answers when its own time is over; this is for the way of the answer.
-const ANSWER_MARGIN: Duration = Duration::from_millis(200);
 /// To send again takes no time; only a sender that hangs needs more.
 const UNSEAL: Duration = Duration::from_millis(500);
 /// A receiver ends as soon as it reads the role; the longest that a failover waits for one that hangs.
@@ -49,12 +47,10 @@ pub fn seal_limit(freeze_limit: Duration) -> Duration {
 /// Lets this node's sender send its queue and then stop.
 pub fn seal(settings: &Settings, limit: Duration) -> Sealed {
     let limit = limit.min(LONGEST_SEAL);
-    let request = format!("seal {}", limit.as_millis());
-    sealed(observe::sync_request(
-        settings,
-        &request,
-        limit + ANSWER_MARGIN,
-    ))
+    // It answers when its own time is over; the last fifth is for the way of the answer.
+    let its_own = limit * 4 / 5;
+    let request = format!("seal {}", its_own.as_millis());
+    sealed(observe::sync_request(settings, &request, limit))
 }
 
 fn sealed(answer: io::Result<String>) -> Sealed {

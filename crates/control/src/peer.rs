@@ -261,7 +261,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(directory.path());
         for request in [
-            Request::SealFiles { limit_ms: 10 },
+            Request::SealFiles { limit_ms: 500 },
             Request::UnsealFiles {},
             grant("b"),
         ] {
@@ -322,13 +322,13 @@ mod tests {
         let asked = sender(&settings, 2, "behind 3");
         let mut state = locked(&settings);
         assert_eq!(
-            respond(&settings, &Request::SealFiles { limit_ms: 10 }, &mut state),
+            respond(&settings, &Request::SealFiles { limit_ms: 500 }, &mut state),
             Response::Sealed {
                 files: Sealed::Behind { paths: 3 }
             }
         );
         hung_up(&settings, &state);
-        assert_eq!(asked.join().unwrap(), "seal 10\nunseal\n");
+        assert_eq!(asked.join().unwrap(), "seal 400\nunseal\n");
     }
 
     #[test]
@@ -337,9 +337,9 @@ mod tests {
         let settings = settings(directory.path());
         let asked = sender(&settings, 1, "sealed");
         let mut state = locked(&settings);
-        respond(&settings, &Request::SealFiles { limit_ms: 10 }, &mut state);
+        respond(&settings, &Request::SealFiles { limit_ms: 500 }, &mut state);
         respond(&settings, &grant("b"), &mut state);
-        assert_eq!(asked.join().unwrap(), "seal 10\n");
+        assert_eq!(asked.join().unwrap(), "seal 400\n");
         assert!(!state.sealed, "it would be told to go on at the end");
     }
 }
