@@ -12,6 +12,7 @@ use process::Program;
 use role::CrashRecovery;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
+use statefile::{Durability, replace_json};
 
 use crate::cli::{Common, Exit};
 use crate::harvest::binlogs;
@@ -55,6 +56,8 @@ enum RecoveryError {
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Memory(#[from] observe::MemoryError),
+    #[error(transparent)]
+    State(#[from] statefile::StateFileError),
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> RecoveryError + '_ {
@@ -144,8 +147,8 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
         original: binlog,
         primary,
     };
-    let note = serde_json::to_vec(&saved).unwrap_or_default();
-    fs::write(&place.note, note).map_err(at(&place.note))?;
+    // On the disk before anything is cut off: a second power loss must not take the report.
+    replace_json(&place.note, 0o600, &saved, Durability::OnDisk)?;
     // Last: without it nothing is cut off.
     fs::write(&environment, "MYSQLD_OPTS=--init-rpl-role=SLAVE\n").map_err(at(&environment))?;
     log::info!(

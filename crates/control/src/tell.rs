@@ -1,15 +1,15 @@
 //! What others are told: the failover log, alerts, and the verdicts that checks read.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
 
 use alerts::Severity;
 use observe::{boot_id, uptime_seconds};
 use role::{Fitness, Observation};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
+use statefile::{Durability, replace_json};
 
 /// A line in the failover log, in the original's form.
 pub fn failover_log(settings: &Settings, text: &str) {
@@ -141,13 +141,7 @@ pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
 
 /// Replaces a file at once. Any account may read it, whatever the umask of who typed a command.
 pub fn write_json(path: &Path, value: &impl Serialize) {
-    let write = || -> io::Result<()> {
-        let temporary: PathBuf = path.with_extension(format!("new.{}", std::process::id()));
-        fs::write(&temporary, serde_json::to_vec(value)?)?;
-        fs::set_permissions(&temporary, Permissions::from_mode(0o644))?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = write() {
-        log::error!("{}: {error}", path.display());
+    if let Err(error) = replace_json(path, 0o644, value, Durability::Visible) {
+        log::error!("{error}");
     }
 }

@@ -2,13 +2,14 @@
 //! state directory.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use role::{LastPrimary, Observation};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
+use statefile::{Durability, StateFileError, replace};
 
 const BOOT_FILE: &str = "met.json";
 const EPOCH_FILE: &str = "highest-epoch";
@@ -25,6 +26,9 @@ pub enum MemoryError {
         /// The reason.
         source: io::Error,
     },
+    /// A file cannot be written.
+    #[error(transparent)]
+    State(#[from] StateFileError),
     /// A file is damaged.
     #[error(
         "{path}: damaged ({detail}); it holds the highest epoch or a grant. Read it, and remove it only when the peer's data are known to be older"
@@ -107,7 +111,11 @@ impl Memory {
         if boot != self.boot {
             self.boot = boot;
             let text = serde_json::to_string(&self.boot).unwrap_or_default();
-            write(&settings.paths.run.join(BOOT_FILE), &text, false)?;
+            write(
+                &settings.paths.run.join(BOOT_FILE),
+                &text,
+                Durability::Visible,
+            )?;
         }
         Ok(())
     }
@@ -115,7 +123,8 @@ impl Memory {
     /// Takes in an epoch that this node has just written.
     pub fn saw_epoch(&mut self, settings: &Settings, epoch: u64) -> Result<(), MemoryError> {
         if epoch > self.highest_epoch {
-            write_durably(&settings.paths.state.join(EPOCH_FILE), &epoch.to_string())?;
+            let path = settings.paths.state.join(EPOCH_FILE);
+            write(&path, &epoch.to_string(), Durability::OnDisk)?;
             self.highest_epoch = epoch;
         }
         Ok(())
@@ -123,10 +132,8 @@ impl Memory {
 
     /// Writes down that the right to write went to another node, or came back.
     pub fn grant(&mut self, settings: &Settings, to: Option<&str>) -> Result<(), MemoryError> {
-        write_durably(
-            &settings.paths.state.join(GRANT_FILE),
-            to.unwrap_or_default(),
-        )?;
+        let path = settings.paths.state.join(GRANT_FILE);
+        write(&path, to.unwrap_or_default(), Durability::OnDisk)?;
         self.granted_to = to.map(str::to_owned);
         Ok(())
     }
@@ -143,29 +150,6 @@ fn read(path: &Path) -> Result<Option<String>, MemoryError> {
     }
 }
 
-fn write_durably(path: &Path, text: &str) -> Result<(), MemoryError> {
-    write(path, text, true)
-}
-
-/// Replaces a file at once, so that a reader sees the old or the new text whole.
-fn write(path: &Path, text: &str, durably: bool) -> Result<(), MemoryError> {
-    let failed = |source| MemoryError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(failed)?;
-    let temporary = path.with_extension(format!("new.{}", std::process::id()));
-    let mut file = File::create(&temporary).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    if durably {
-        file.sync_all().map_err(failed)?;
-    }
-    fs::rename(&temporary, path).map_err(failed)?;
-    if durably {
-        File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(failed)?;
-    }
-    Ok(())
+fn write(path: &Path, text: &str, durability: Durability) -> Result<(), MemoryError> {
+    Ok(replace(path, 0o600, text.as_bytes(), durability)?)
 }

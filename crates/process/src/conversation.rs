@@ -1,7 +1,7 @@
 //! A program that stays: one line out, one line back, each with a deadline.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -32,18 +32,13 @@ impl Program {
     /// Starts the program for a conversation over its standard input and output.
     pub fn converse(&self) -> Result<Conversation, ProcessError> {
         let command = self.command_line();
-        let mut child = Command::new(&self.argv[0])
-            .args(&self.argv[1..])
-            .envs(self.environment.iter().map(|(k, v)| (k, v)))
-            .env_remove("NOTIFY_SOCKET")
+        let mut child = self
+            .command()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|source| ProcessError::Spawn {
-                command: command.clone(),
-                source,
-            })?;
+            .map_err(|source| self.not_spawned(source))?;
         let (sender, lines) = mpsc::channel();
         let stdin = child.stdin.take();
         let stdout = child.stdout.take();

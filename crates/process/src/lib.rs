@@ -95,6 +95,23 @@ impl Program {
         self
     }
 
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.argv[0]);
+        command
+            .args(&self.argv[1..])
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            // Keepalived's and systemd's notification sockets are not for our children.
+            .env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    fn not_spawned(&self, source: io::Error) -> ProcessError {
+        ProcessError::Spawn {
+            command: self.command_line(),
+            source,
+        }
+    }
+
     /// The command line as a person would read it.
     pub fn command_line(&self) -> String {
         let words: Vec<_> = self.argv.iter().map(|a| a.to_string_lossy()).collect();
@@ -104,20 +121,13 @@ impl Program {
     /// Runs the program to its end. A non-zero exit is not an error here; see [`Output::success`].
     pub fn run(&self) -> Result<Output, ProcessError> {
         let start = Instant::now();
-        let mut command = Command::new(&self.argv[0]);
+        let mut command = self.command();
         command
-            .args(&self.argv[1..])
-            .envs(self.environment.iter().map(|(k, v)| (k, v)))
-            // Keepalived's and systemd's notification sockets are not for our children.
-            .env_remove("NOTIFY_SOCKET")
             .stdin(self.standard_input()?)
             .stdout(self.standard_output()?)
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = command.spawn().map_err(|source| ProcessError::Spawn {
-            command: self.command_line(),
-            source,
-        })?;
+        let mut child = command.spawn().map_err(|source| self.not_spawned(source))?;
         let writer = child.stdin.take().map(|mut pipe| {
             let bytes = self.stdin.clone();
             // A program that does not read its input to the end is not an error of ours.

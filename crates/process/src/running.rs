@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,19 +26,14 @@ pub struct Running {
 impl Program {
     /// Starts the program in a process group of its own; it gets its input by [`Running::finish`].
     pub fn start(&self) -> Result<Running, ProcessError> {
-        let child = Command::new(&self.argv[0])
-            .args(&self.argv[1..])
-            .envs(self.environment.iter().map(|(k, v)| (k, v)))
-            .env_remove("NOTIFY_SOCKET")
+        let child = self
+            .command()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
-            .map_err(|source| ProcessError::Spawn {
-                command: self.command_line(),
-                source,
-            })?;
+            .map_err(|source| self.not_spawned(source))?;
         Ok(Running {
             command: self.command_line(),
             child,
@@ -62,16 +57,11 @@ impl Program {
             command: self.command_line(),
             source,
         };
-        let mut child = Command::new(&self.argv[0])
-            .args(&self.argv[1..])
-            .envs(self.environment.iter().map(|(k, v)| (k, v)))
-            .env_remove("NOTIFY_SOCKET")
+        let mut child = self
+            .command()
             .process_group(0)
             .spawn()
-            .map_err(|source| ProcessError::Spawn {
-                command: self.command_line(),
-                source,
-            })?;
+            .map_err(|source| self.not_spawned(source))?;
         let pid = Pid::from_child(&child);
         let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
         let wait = |timeout: Duration, wake: Option<&dyn AsFdRef>| -> io::Result<bool> {
