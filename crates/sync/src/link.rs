@@ -25,6 +25,15 @@ const WAITING_AGE: Duration = Duration::from_secs(60);
 /// rsyncs that wait for their list, for each tree.
 const WAITING: usize = 2;
 
+/// How rsync finds out whether a file's content is what the standby has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// By a checksum of the whole file on both sides, before anything is sent.
+    Compared,
+    /// Not at all: it is sent, as differences. For large files, which would be read twice.
+    Sent,
+}
+
 /// Why a standby did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -199,7 +208,7 @@ impl Link {
     ) -> Result<(), LinkError> {
         let list = format!("./{}\0", root::CANARY);
         let output = self
-            .transfer(tree, &[])
+            .transfer(tree, Content::Compared)
             .start()?
             .finish(list.as_bytes(), |_| (), || true)?;
         let what = if wanted.is_some() { "sent" } else { "deleted" };
@@ -241,8 +250,9 @@ impl Link {
             .arg(format!("{}:{}/", self.peer, tree.path.display()))
     }
 
-    /// A transfer of a list of names.
-    pub fn transfer(&self, tree: &TreeState, more: &[&str]) -> Program {
+    /// A transfer of a list of names. Each of them has changed, so an equal size and time say nothing (a
+    /// file that was restored keeps its time): `content` is how rsync tells whether the content is equal.
+    pub fn transfer(&self, tree: &TreeState, content: Content) -> Program {
         let program = self
             .rsync(tree)
             .args([
@@ -253,7 +263,10 @@ impl Link {
             ])
             // Only for the line that says that the other side has finished, and at once.
             .args(["--debug=exit2", "--outbuf=L"])
-            .args(more);
+            .arg(match content {
+                Content::Compared => "--checksum",
+                Content::Sent => "--ignore-times",
+            });
         self.ends(program, tree)
     }
 
@@ -280,7 +293,7 @@ impl Link {
                 return Ok(running);
             }
         }
-        Ok(self.transfer(tree, &[]).start()?)
+        Ok(self.transfer(tree, Content::Compared).start()?)
     }
 
     /// Starts rsyncs ahead of their work: connecting takes longer than sending. One for each call.
@@ -290,7 +303,7 @@ impl Link {
         if waiting.len() >= WAITING {
             return Ok(false);
         }
-        let started = self.transfer(tree, &[]).start()?;
+        let started = self.transfer(tree, Content::Compared).start()?;
         self.waiting[usize::from(index)].push_back((started, Instant::now()));
         Ok(true)
     }

@@ -15,7 +15,7 @@ use crate::beside::Beside;
 use crate::checkpoint::Checkpoint;
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
-use crate::link::{Link, LinkError, complaint, has_finished};
+use crate::link::{Content, Link, LinkError, complaint, has_finished};
 use crate::outcome::{Backoff, DeletionLimit, Outcome, outcome};
 use crate::queue::{Change, Rename};
 use crate::root;
@@ -728,7 +728,7 @@ impl Worker {
             }
             standby.large = large.iter().map(|(entry, _)| entry.key.clone()).collect();
         }
-        let (beside, program) = (self.for_a_thread(), link.transfer(tree, &[]));
+        let (beside, program) = (self.for_a_thread(), link.transfer(tree, Content::Sent));
         self.beside
             .push(thread::spawn(move || beside.send_large(&program, large)));
     }
