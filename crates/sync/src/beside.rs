@@ -13,6 +13,7 @@ use settings::Settings;
 use crate::batch::Entry;
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
+use crate::hold;
 use crate::link::complaint;
 use crate::outcome::{DeletionLimit, Outcome, outcome};
 use crate::queue::Change;
@@ -156,13 +157,14 @@ impl Beside {
         if self.limit.exceeded(differences.extraneous, files)
             && state.allowed_until.is_none_or(|until| until < now)
         {
-            state.held.get_or_insert(format!(
+            let why = format!(
                 "{} has {} names that {} here has not, where {files} files are left: nothing is sent until a \
                  person has looked. If they are to be deleted there: sync-realtime --release",
                 self.name,
                 differences.extraneous,
                 tree.path.display()
-            ));
+            );
+            hold::begin(&self.settings, state, why);
         }
         let standby = &mut state.standbys[self.index];
         if !standby.complete {

@@ -8,6 +8,7 @@ use settings::Settings;
 
 use crate::checkpoint::Checkpoint;
 use crate::dirs::NodeId;
+use crate::hold;
 use crate::pattern::{PatternError, Patterns};
 use crate::queue::Change;
 use crate::root::{self, RootError};
@@ -113,6 +114,7 @@ fn begin(
                 ..StandbyState::default()
             })
             .collect();
+        state.held = hold::kept(settings);
         scan(&watcher, &mut state, &checkpoints, start);
         tokens = checkpoints
             .into_iter()

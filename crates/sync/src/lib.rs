@@ -13,6 +13,7 @@ mod command;
 mod compare;
 mod dirs;
 mod engine;
+mod hold;
 mod link;
 mod outcome;
 mod pattern;

@@ -207,10 +207,11 @@ impl Link {
         wanted: Option<&str>,
     ) -> Result<(), LinkError> {
         let list = format!("./{}\0", root::CANARY);
-        let output = self
-            .transfer(tree, Content::Compared)
-            .start()?
-            .finish(list.as_bytes(), |_| (), || true)?;
+        let output = self.transfer(tree, Content::Compared).start()?.finish(
+            list.as_bytes(),
+            |_| (),
+            || true,
+        )?;
         let what = if wanted.is_some() { "sent" } else { "deleted" };
         if !output.status.success() {
             return Err(LinkError::Canary(format!(

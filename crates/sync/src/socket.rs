@@ -17,6 +17,7 @@ use rustix::net::sockopt::socket_peercred;
 use settings::Settings;
 
 use crate::dirs::Key;
+use crate::hold;
 use crate::root;
 use crate::state::{Seal, Shared, Waited};
 
@@ -362,7 +363,10 @@ impl Desk {
         if let Some(shared) = &current.shared {
             let mut state = shared.lock();
             state.allowed_until = Some(Instant::now() + RELEASE);
-            released.extend(state.held.take());
+            match hold::end(&self.settings, &mut state) {
+                Ok(held) => released.extend(held),
+                Err(error) => return format!("error not released: {error}"),
+            }
             drop(state);
             shared.notify();
         }

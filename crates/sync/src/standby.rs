@@ -15,6 +15,7 @@ use crate::beside::Beside;
 use crate::checkpoint::Checkpoint;
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
+use crate::hold;
 use crate::link::{Content, Link, LinkError, complaint, has_finished};
 use crate::outcome::{Backoff, DeletionLimit, Outcome, outcome};
 use crate::queue::{Change, Rename};
@@ -476,7 +477,7 @@ impl Worker {
         }
         if let Some(why) = self.hold(index, &batch) {
             self.put_back(all_entries(batch), Instant::now());
-            self.shared.lock().held.get_or_insert(why);
+            hold::begin(&self.settings, &mut self.shared.lock(), why);
             self.shared.notify();
             return Ok(());
         }
@@ -521,7 +522,7 @@ impl Worker {
             Outcome::Partial => self.divide(link, index, entries, &output),
             Outcome::Hold => {
                 self.put_back(entries, Instant::now());
-                self.shared.lock().held.get_or_insert(complaint(&output));
+                hold::begin(&self.settings, &mut self.shared.lock(), complaint(&output));
                 Ok(())
             }
             Outcome::Unsupported | Outcome::Retry => {

@@ -1,0 +1,71 @@
+//! A hold outlasts the service and the machine: only a person's word ends it.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use settings::Settings;
+use statefile::{Durability, replace};
+
+use crate::state::State;
+
+fn file(settings: &Settings) -> PathBuf {
+    settings.paths.state.join("sync/held")
+}
+
+/// Holds, and writes down why. The first reason counts.
+pub fn begin(settings: &Settings, state: &mut State, why: String) {
+    if state.held.is_some() {
+        return;
+    }
+    if let Err(error) = replace(&file(settings), 0o600, why.as_bytes(), Durability::OnDisk) {
+        // Held all the same, until a restart.
+        log::error!("{error}");
+    }
+    state.held = Some(why);
+}
+
+/// Why an earlier run was held, if nobody has released it.
+pub fn kept(settings: &Settings) -> Option<String> {
+    match fs::read_to_string(file(settings)) {
+        Ok(why) => Some(why),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("{}: {error}", file(settings).display())),
+    }
+}
+
+/// A person has looked. Gives what was held.
+pub fn end(settings: &Settings, state: &mut State) -> io::Result<Option<String>> {
+    match fs::remove_file(file(settings)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    Ok(state.held.take())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_outlasts_a_restart_and_ends_with_a_word() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[cluster]\nvip = \"192.0.2.1\"\n[[node]]\nname = \"a\"\nprivate = \"192.0.2.2\"\nfront = \"192.0.2.3\"\n\
+             [paths]\nstate = \"{}\"\n",
+            directory.path().display()
+        );
+        let settings = settings::parse(&text, std::path::Path::new("c"), Some("a")).unwrap();
+        let mut state = State::default();
+        assert_eq!(kept(&settings), None);
+        begin(&settings, &mut state, "first".to_owned());
+        begin(&settings, &mut state, "second".to_owned());
+        assert_eq!(kept(&settings).as_deref(), Some("first"));
+        assert_eq!(
+            end(&settings, &mut state).unwrap().as_deref(),
+            Some("first")
+        );
+        assert_eq!(kept(&settings), None);
+        assert_eq!(end(&settings, &mut state).unwrap(), None);
+    }
+}
