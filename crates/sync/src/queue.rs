@@ -40,6 +40,9 @@ pub struct Mark {
     due: Instant,
     /// Deleted files that it stands for, as far as they were counted.
     pub lost: u64,
+    /// A directory of this name has gone. If another one stands there when it is sent, what the first one
+    /// held is to be found over there by a comparison: its own names were forgotten with it.
+    pub vacated: bool,
     /// Who waits for it.
     pub waiters: Vec<u64>,
 }
@@ -73,6 +76,7 @@ impl Queue {
             first: now,
             due: now + MAX_DELAY,
             lost: 0,
+            vacated: false,
             waiters: Vec::new(),
         });
         let due = match change {
@@ -98,16 +102,18 @@ impl Queue {
             first: now,
             due: now,
             lost: 0,
+            vacated: false,
             waiters: Vec::new(),
         });
         mark.due = now;
         mark.waiters.push(waiter);
     }
 
-    /// A name stands for that many deleted files more.
-    pub fn add_lost(&mut self, key: &Key, files: u64) {
+    /// The directory of a marked name has gone, with so many files.
+    pub fn vacate(&mut self, key: &Key, files: u64) {
         if let Some(mark) = self.marks.get_mut(key) {
             mark.lost += files;
+            mark.vacated = true;
         }
     }
 
@@ -190,6 +196,7 @@ impl Queue {
                 .and_modify(|newer| {
                     newer.first = newer.first.min(mark.first);
                     newer.lost = newer.lost.max(mark.lost);
+                    newer.vacated |= mark.vacated;
                     newer.waiters.append(&mut mark.waiters);
                 })
                 .or_insert(mark);

@@ -66,8 +66,9 @@ fn serve(settings: &Settings) -> Result<(), String> {
     }
     let wake =
         inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| e.to_string())?;
-    inotify::add_watch(&wake, &settings.paths.run, WatchFlags::MOVED_TO)
-        .map_err(|e| e.to_string())?;
+    if let Err(error) = inotify::add_watch(&wake, &settings.paths.run, WatchFlags::MOVED_TO) {
+        log::warn!("{error}: the role is looked at once a second");
+    }
     let desk = Desk::open(settings)
         .map_err(|e| format!("{}: {e}", observe::sync_socket(settings).display()))?;
     let mut service = Service {

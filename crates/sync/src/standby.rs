@@ -487,7 +487,12 @@ impl Worker {
             large,
             deletions,
             bytes,
+            replaced,
+            linked,
         } = batch;
+        if !linked.is_empty() {
+            self.shared.lock().link(usize::from(index), &linked);
+        }
         self.start_large(link, &tree, large);
         if entries.is_empty() {
             return Ok(());
@@ -508,6 +513,7 @@ impl Worker {
             Ok(Finished::Early(running)) => {
                 let keys = entries.iter().map(|entry| entry.key.clone()).collect();
                 self.leaving.push((running, keys));
+                self.compare_replaced(index, replaced);
                 return self.acknowledge(link, entries, deletions, bytes, start.elapsed());
             }
             Err(error) => {
@@ -517,6 +523,7 @@ impl Worker {
         };
         match outcome(output.status.code()) {
             Outcome::Sent | Outcome::LookAgain => {
+                self.compare_replaced(index, replaced);
                 self.acknowledge(link, entries, deletions, bytes, start.elapsed())
             }
             Outcome::Partial => self.divide(link, index, entries, &output),
@@ -529,6 +536,13 @@ impl Worker {
                 self.put_back(entries, Instant::now());
                 Err(Trouble::Transfer(complaint(&output)))
             }
+        }
+    }
+
+    fn compare_replaced(&self, tree: u16, replaced: Vec<Vec<u8>>) {
+        if !replaced.is_empty() {
+            let scope = (tree, Scope::Below(replaced));
+            self.shared.lock().standbys[self.index].compare.push(scope);
         }
     }
 

@@ -64,8 +64,8 @@ pub enum Noting {
 #[derive(Debug)]
 pub struct Watcher {
     fd: OwnedFd,
-    /// The watches of our own directory in each root, by tree.
-    own: Vec<i32>,
+    /// The watches of our own directory in each root, by tree; none when no watch was left.
+    own: Vec<Option<i32>>,
     moves: Vec<Move>,
     pulse: Arc<Pulse>,
     last_read: SystemTime,
@@ -92,7 +92,12 @@ impl Watcher {
         let mut own = Vec::new();
         for root in roots {
             let flags = WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR;
-            own.push(inotify::add_watch(&fd, root.join(root::OWN), flags)?);
+            own.push(match inotify::add_watch(&fd, root.join(root::OWN), flags) {
+                Ok(wd) => Some(wd),
+                // Then nobody can probe, and everything else goes on.
+                Err(Errno::NOSPC | Errno::NOMEM) => None,
+                Err(error) => return Err(error.into()),
+            });
         }
         Ok(Self {
             fd,
@@ -324,7 +329,7 @@ impl Watcher {
         name: Name,
         now: Instant,
     ) {
-        if let Some(tree) = self.own.iter().position(|own| *own == wd) {
+        if let Some(tree) = self.own.iter().position(|own| *own == Some(wd)) {
             own_event(state, tree, &name);
             return;
         }
