@@ -1,7 +1,7 @@
 //! From names that have changed to the list that rsync reads: each is looked at now, not as it was
 //! when its event came.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -38,8 +38,6 @@ pub struct Batch {
     pub bytes: u64,
     /// Directories that stand where others have gone: what those held may still be over there.
     pub replaced: Vec<Vec<u8>>,
-    /// The names of each file of several names.
-    pub linked: Vec<Vec<Vec<u8>>>,
 }
 
 /// Names of files with several names: all of them must be in one list, or the standby's fall apart.
@@ -104,9 +102,8 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
         list.add(&entry.path);
         batch.entries.push(entry);
     }
-    batch.linked = links.all_names(root, &linked);
-    for path in batch.linked.iter().flatten() {
-        list.add(path);
+    for path in links.all_names(root, &linked) {
+        list.add(&path);
     }
     batch.list = list.bytes;
     batch
@@ -163,8 +160,8 @@ impl List<'_> {
 }
 
 impl Links {
-    /// Every name of each of the files given by inode, number of names and one name.
-    fn all_names(&mut self, root: &Path, files: &[(u64, u64, Vec<u8>)]) -> Vec<Vec<Vec<u8>>> {
+    /// Every name of the files given by inode, number of names and one name.
+    fn all_names(&mut self, root: &Path, files: &[(u64, u64, Vec<u8>)]) -> Vec<Vec<u8>> {
         let mut wanted = HashSet::new();
         for (inode, count, path) in files {
             let names = self.names.entry(*inode).or_default();
@@ -186,11 +183,11 @@ impl Links {
         if !wanted.is_empty() {
             search(root, &mut Vec::new(), &wanted, &mut self.names);
         }
-        let inodes: BTreeSet<u64> = files.iter().map(|(inode, ..)| *inode).collect();
-        inodes
-            .iter()
-            .filter_map(|inode| self.names.get(inode).cloned())
-            .collect()
+        let mut all = Vec::new();
+        for (inode, _, _) in files {
+            all.extend(self.names.get(inode).into_iter().flatten().cloned());
+        }
+        all
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{
     FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, flock, openat2, renameat_with, syncfs,
 };
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 use statefile::{Durability, read_json, replace_json};
@@ -191,14 +191,11 @@ fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
     }
 }
 
-/// Readable when a file of the run directory was replaced, `role.json` among them. Without a watch left (its
-/// number is limited) the role is still looked at once a second.
+/// Readable when a file of the run directory was replaced, `role.json` among them.
 fn role_changes(settings: &Settings) -> io::Result<OwnedFd> {
     let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    match inotify::add_watch(&fd, &settings.paths.run, WatchFlags::MOVED_TO) {
-        Ok(_) | Err(Errno::NOSPC | Errno::NOMEM) => Ok(fd),
-        Err(error) => Err(error.into()),
-    }
+    inotify::add_watch(&fd, &settings.paths.run, WatchFlags::MOVED_TO)?;
+    Ok(fd)
 }
 
 fn drain(fd: &OwnedFd) {

@@ -488,11 +488,8 @@ impl Worker {
             deletions,
             bytes,
             replaced,
-            linked,
         } = batch;
-        if !linked.is_empty() {
-            self.shared.lock().link(usize::from(index), &linked);
-        }
+
         self.start_large(link, &tree, large);
         if entries.is_empty() {
             return Ok(());

@@ -168,9 +168,6 @@ pub struct State {
     pub seal: Option<Seal>,
     /// A root is not the one it was: the service looks at all of it again.
     pub lost_root: Option<String>,
-    /// Names of files with several names, each with all of them, as far as they were sent: a change through
-    /// one of them is a change of all, also when that one is another file by the time it is looked at.
-    pub linked: HashMap<Key, Arc<[Key]>>,
     /// Overflows of the kernel's queue.
     pub overflows: u64,
     /// How many barriers were written and seen, each in its turn.
@@ -290,32 +287,8 @@ impl State {
         if self.stays_here(key, is_directory) {
             return;
         }
-        let others = self.linked.get(key).map(Arc::clone);
         for standby in &mut self.standbys {
             standby.queue.mark(key.clone(), change, now);
-            for other in others.iter().flat_map(|all| all.iter()) {
-                if other != key {
-                    standby.queue.mark(other.clone(), Change::Whole, now);
-                }
-            }
-        }
-    }
-
-    /// Notes which names belong to one file; what was noted of them before is forgotten.
-    pub fn link(&mut self, tree: usize, groups: &[Vec<Vec<u8>>]) {
-        let root = self.trees[tree].root;
-        for paths in groups {
-            let keys: Arc<[Key]> = paths
-                .iter()
-                .filter_map(|path| self.dirs.find(root, path))
-                .collect();
-            for key in keys.iter() {
-                if keys.len() > 1 {
-                    self.linked.insert(key.clone(), Arc::clone(&keys));
-                } else {
-                    self.linked.remove(key);
-                }
-            }
         }
     }
 
@@ -339,9 +312,6 @@ impl State {
         let key = self.dirs.key(id);
         let removed = self.dirs.remove(id);
         let gone: HashSet<NodeId> = removed.directories.into_iter().collect();
-        if !self.linked.is_empty() {
-            self.linked.retain(|key, _| !gone.contains(&key.dir));
-        }
         let mut orphans = Vec::new();
         for (index, standby) in self.standbys.iter_mut().enumerate() {
             let (lost, waiters) = standby.queue.forget(&gone);
@@ -540,23 +510,6 @@ mod tests {
         assert!(taken.is_empty());
         assert_eq!((&*key.name, mark.lost, mark.vacated), (&b"d"[..], 2, true));
         assert_eq!(mark.waiters, [waiter]);
-    }
-
-    #[test]
-    fn a_change_through_one_name_is_a_change_of_all() {
-        let (mut state, root) = state(1);
-        let now = Instant::now();
-        let dir = state.dirs.add(root, &name("d"));
-        let key = |dir, text: &str| Key {
-            dir,
-            name: name(text),
-        };
-        state.link(0, &[vec![b"a".to_vec(), b"d/b".to_vec()]]);
-        state.mark(&key(root, "a"), false, Change::Writing, now);
-        assert_eq!(taken(&mut state, 0, now), ["a", "d/b"]);
-        state.link(0, &[vec![b"d/b".to_vec()]]);
-        state.mark(&key(dir, "b"), false, Change::Writing, now);
-        assert_eq!(taken(&mut state, 0, now), ["d/b"]);
     }
 
     #[test]
