@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use lab::mirror::{self, Owners, TREE, ask, await_status, copy, inside, wait_stored};
-use lab::{Lab, LabError, Messenger, NodeName, Options, Side, wait_until};
+use lab::{Lab, Messenger, NodeName, Options, Side, wait_until};
 use observe::{StandbyState, SyncState};
 use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags};
 
@@ -71,7 +71,7 @@ fn quiet_lab() -> (MutexGuard<'static, ()>, Lab) {
     // What the last test left may be more than may be deleted at once.
     wait_until("the service of node1", LIMIT, || {
         let answer = ask(Node1, b"release\n")?;
-        Ok(match equal_now(&lab) {
+        Ok(match equal_now() {
             Ok(()) => Ok(()),
             Err(why) => Err(format!("{answer}: {why}")),
         })
@@ -83,7 +83,7 @@ fn quiet_lab() -> (MutexGuard<'static, ()>, Lab) {
     (one_at_a_time, lab)
 }
 
-fn equal_now(_lab: &Lab) -> Result<(), String> {
+fn equal_now() -> Result<(), String> {
     match mirror::lacking(Node1, Owners::WwwData) {
         Ok(lines) if lines.is_empty() => Ok(()),
         Ok(lines) => Err(lines.join("\n")),
@@ -591,7 +591,9 @@ fn what_the_standby_cannot_take_is_set_aside() {
         changed.is_ok_and(|status| status.success())
     };
     let before = alerts_so_far();
-    let _mutable = Undo(|| drop(immutable("-i")));
+    let _mutable = Undo(|| {
+        immutable("-i");
+    });
     assert!(immutable("+i"), "chattr does not work here");
     fs::write(root.join("locked/new"), "new").unwrap();
     fs::remove_file(root.join("locked/old")).unwrap();
@@ -771,7 +773,7 @@ fn directories_without_a_watch_are_polled() {
     );
     let equal = |what: &str| {
         let start = Instant::now();
-        wait_until(what, LIMIT, || Ok(equal_now(&lab))).unwrap_or_else(|error| {
+        wait_until(what, LIMIT, || Ok(equal_now())).unwrap_or_else(|error| {
             tell_logs(&lab);
             panic!("{error}");
         });
@@ -1151,4 +1153,556 @@ fn a_full_disk_of_the_standby_stops_nothing_else() {
         append(&root.join("small/first"), "x");
         in_sync(&lab);
     }
+}
+
+const ROLE: &str = "/run/keepalived-companion/role.json";
+
+fn epoch(lab: &Lab, node: NodeName) -> u64 {
+    let query = "SELECT epoch FROM keepalived_companion.epoch";
+    lab.sql(node, query).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_key_of_a_sender_opens_nothing_else() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    fs::write(copy(Node1).join("there"), "x").unwrap();
+    in_sync(&lab);
+    let before = mirror::wanted(Node2, Owners::Kept).unwrap();
+    let epoch = epoch(&lab, Node1);
+    let options = "-lHogDtpRe.LsfxCIvu --force --delete-missing-args -@-1 --numeric-ids";
+    let stream = |epoch: u64, node: &str, options: &str, tree: &str| {
+        format!("stream {epoch} {node} --server {options} . {tree}")
+    };
+    let refused = |command: &str| {
+        let line = [
+            "ssh",
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "UserKnownHostsFile=/etc/keepalived/secrets/known_hosts",
+            "-i",
+            "/etc/keepalived/secrets/sync_ed25519",
+            "root@192.168.137.12",
+            command,
+        ];
+        let output = lab.exec(Node1, &line).unwrap();
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "`{command}`: {why}");
+        assert_eq!(output.text(), "", "`{command}` answered");
+        why
+    };
+    for command in [
+        String::new(),
+        "id".to_owned(),
+        "sh".to_owned(),
+        "session; id".to_owned(),
+        "session x".to_owned(),
+        "cat /etc/shadow".to_owned(),
+        "sync-receive --help".to_owned(),
+        "/usr/libexec/keepalived-companion/promote".to_owned(),
+        format!("rsync --server {options} . {TREE}/"),
+        format!("rsync --server --sender -logDtpr . {TREE}/"),
+        format!("rsync --daemon --server . {TREE}/"),
+        stream(
+            epoch,
+            "node1",
+            &format!("--sender {options}"),
+            &format!("{TREE}/"),
+        ),
+        stream(epoch, "node1", options, "/etc/"),
+        stream(epoch, "node1", options, "/"),
+        stream(epoch, "node1", options, &format!("{TREE}/../")),
+        stream(epoch, "node1", options, &format!("{TREE}/ /etc/")),
+        stream(
+            epoch,
+            "node1",
+            &format!("{options} --log-file=/etc/x"),
+            &format!("{TREE}/"),
+        ),
+        stream(
+            epoch,
+            "node1",
+            &format!("{options} --backup-dir=/etc"),
+            &format!("{TREE}/"),
+        ),
+        stream(
+            epoch,
+            "node1",
+            &format!("{options} $(id)"),
+            &format!("{TREE}/"),
+        ),
+    ] {
+        let why = refused(&command);
+        assert!(why.contains("refused: "), "`{command}`: {why}");
+    }
+    let why = refused(&stream(epoch - 1, "node1", options, &format!("{TREE}/")));
+    assert!(why.contains("is over"), "{why}");
+    for node in ["node2", "node3"] {
+        let why = refused(&stream(epoch, node, options, &format!("{TREE}/")));
+        assert!(why.contains("is not a peer"), "{why}");
+    }
+    assert_eq!(mirror::wanted(Node2, Owners::Kept).unwrap(), before);
+    // In the conversation, nothing before the greeting and nothing unknown.
+    let converse = |lines: &str| {
+        let script = format!(
+            "printf '%s\\n' '{lines}' | ssh -F none -o BatchMode=yes -o UserKnownHostsFile=/etc/keepalived/secrets/known_hosts \
+             -i /etc/keepalived/secrets/sync_ed25519 root@192.168.137.12 session"
+        );
+        lab.exec(Node1, &["sh", "-c", &script]).unwrap().text()
+    };
+    assert!(converse(r#"{"verb":"flush"}"#).contains("refused"));
+    assert_eq!(converse(r#"{"verb":"run","command":"id"}"#), "");
+    let hello = |epoch: u64, tree: &str| {
+        converse(&format!(
+            r#"{{"verb":"hello","from":"node1","epoch":{epoch},"trees":["{tree}"]}}"#
+        ))
+    };
+    assert!(hello(epoch, "/etc").contains("refused"));
+    assert!(hello(epoch - 1, TREE).contains("refused"));
+    assert!(hello(epoch, TREE).contains("welcome"));
+    fs::write(copy(Node1).join("there"), "still").unwrap();
+    in_sync(&lab);
+}
+
+#[test]
+fn two_active_nodes_take_nothing_from_each_other() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let epoch = epoch(&lab, Node1);
+    let tell_role = |node: NodeName, role: &str| {
+        let path = inside(node, ROLE).unwrap();
+        let new = path.with_extension("new");
+        let at = observe::uptime_seconds();
+        fs::write(
+            &new,
+            format!(r#"{{"role":"{role}","epoch":{epoch},"at":{at}}}"#),
+        )
+        .unwrap();
+        fs::rename(&new, &path).unwrap();
+    };
+    let audit = |what: &str| {
+        for node in NodeName::ALL {
+            run(
+                &lab,
+                node,
+                &format!("systemctl {what} keepalived-companion-role.timer"),
+            );
+        }
+    };
+    let _audited = Undo(|| {
+        tell_role(Node2, "standby");
+        audit("start");
+    });
+    audit("stop");
+    tell_role(Node2, "active");
+    let refusing = |node: NodeName| {
+        await_status(node, "the other one to refuse", LIMIT, |status| {
+            status.state == SyncState::Degraded
+                && status.standbys[0].state == StandbyState::Refusing
+        })
+        .unwrap()
+    };
+    // A connection that stands is given up at its next use.
+    fs::write(copy(Node1).join("of-node1"), "x").unwrap();
+    println!("{:?}", refusing(Node1).reason);
+    println!("{:?}", refusing(Node2).reason);
+    fs::write(copy(Node2).join("of-node2"), "x").unwrap();
+    fs::remove_file(copy(Node1).join("of-node1")).unwrap();
+    fs::write(copy(Node1).join("of-node1"), "again").unwrap();
+    for node in NodeName::ALL {
+        let answer = wait_stored(node, format!("of-{node}").as_bytes()).unwrap();
+        assert!(answer.starts_with("alone"), "{node}: {answer}");
+    }
+    assert!(!copy(Node2).join("of-node1").exists());
+    assert!(!copy(Node1).join("of-node2").exists());
+    fs::remove_file(copy(Node2).join("of-node2")).unwrap();
+    tell_role(Node2, "standby");
+    println!("one active node again: {:?}", in_sync(&lab));
+}
+
+fn await_primary(lab: &Lab, node: NodeName) {
+    wait_until(&format!("{node} to be the primary"), LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(if roles.writable == [node] && roles.vip == [node] {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}"))
+        })
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_was_not_sent_before_a_failover_is_kept() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let (mine, theirs) = (copy(Node1), copy(Node2));
+    let page = |number: usize| format!("page{number}");
+    for number in 0..20 {
+        fs::write(mine.join(page(number)), format!("sent {number}")).unwrap();
+    }
+    in_sync(&lab);
+    let before = alerts_so_far();
+    lab.partition(Node1, Side::Both).unwrap();
+    let _healed = Undo(|| drop(lab.heal()));
+    // A new one, a changed one, and one that the other node will change, too.
+    fs::write(mine.join("unsent"), "of node1").unwrap();
+    fs::write(mine.join(page(1)), "changed on node1").unwrap();
+    fs::write(mine.join(page(2)), "changed on node1").unwrap();
+    fs::remove_file(mine.join(page(3))).unwrap();
+    lab.power_off(Node1).unwrap();
+    lab.heal().unwrap();
+    await_primary(&lab, Node2);
+    let epoch = epoch(&lab, Node2);
+    let written: Vec<String> = (0..5).map(|number| format!("of-node2-{number}")).collect();
+    for name in &written {
+        fs::write(theirs.join(name), "of node2").unwrap();
+    }
+    fs::write(theirs.join(page(2)), "changed on node2").unwrap();
+    fs::remove_file(theirs.join(page(4))).unwrap();
+    let start = Instant::now();
+    lab.power_on(Node1).unwrap();
+    lab.settled(Node2, LIMIT).unwrap();
+    println!("rejoined after {:?}", start.elapsed());
+    println!("in sync: {:?}", in_sync_from(&lab, Node2, Owners::WwwData));
+    for name in &written {
+        assert!(mine.join(name).exists(), "{name} is not on node1");
+    }
+    assert!(mine.join(page(3)).exists() && !mine.join("unsent").exists());
+    let folder = Node1
+        .root()
+        .join(format!("var/lib/keepalived-companion/recovered/{epoch}"));
+    let list = fs::read_to_string(folder.join("files.txt")).unwrap_or_else(|error| {
+        tell_logs(&lab);
+        panic!("{}: {error}", folder.display());
+    });
+    println!("{list}");
+    for (name, text) in [
+        ("unsent".to_owned(), "of node1"),
+        (page(1), "changed on node1"),
+        (page(2), "changed on node1"),
+        (page(4), "sent 4"),
+    ] {
+        let kept = folder.join("files/var/www/html").join(&name);
+        assert_eq!(fs::read_to_string(kept).unwrap(), text, "{name}");
+        assert!(
+            list.contains(&format!("/var/www/html/{name}\n")),
+            "{name} is not listed"
+        );
+    }
+    alerted(before, "files-recovered");
+    // Once this copy is complete, nothing is kept any more.
+    fs::write(theirs.join(page(5)), "later").unwrap();
+    in_sync_from(&lab, Node2, Owners::WwwData);
+    assert!(!folder.join("files/var/www/html").join(page(5)).exists());
+}
+
+#[test]
+fn a_switch_over_loses_nothing_that_was_acknowledged() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let root = copy(Node1);
+    let pids = NodeName::ALL.map(|node| main_pid(&lab, node));
+    let stop = AtomicBool::new(false);
+    let start = Instant::now();
+    let (stored, fast) = thread::scope(|scope| {
+        let patient = scope.spawn(|| {
+            let mut stored = Vec::new();
+            for number in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = format!("waited{number}");
+                fs::write(root.join(&name), number.to_string()).unwrap();
+                match wait_stored(Node1, name.as_bytes()) {
+                    Ok(answer) if answer == "stored" => stored.push((name, number.to_string())),
+                    // Its application answers with an error.
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            stored
+        });
+        let hasty = scope.spawn(|| {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                fs::write(
+                    root.join(format!("hasty{}", number % 5000)),
+                    number.to_string(),
+                )
+                .unwrap();
+                number += 1;
+                // A busy application, not the most that a disk can do.
+                thread::sleep(Duration::from_micros(200));
+            }
+            number
+        });
+        wait_until("files that are acknowledged", LIMIT, || {
+            let there = copy(Node2).join("waited50").exists();
+            Ok(if there { Ok(()) } else { Err(String::new()) })
+        })
+        .unwrap();
+        let begun = Instant::now();
+        let promoted = lab
+            .exec(Node2, &["/usr/libexec/keepalived-companion/promote"])
+            .unwrap();
+        println!("promoted in {:?}", begun.elapsed());
+        stop.store(true, Ordering::Relaxed);
+        let done = (patient.join().unwrap(), hasty.join().unwrap());
+        assert!(
+            promoted.status.success(),
+            "{}",
+            String::from_utf8_lossy(&promoted.stderr)
+        );
+        done
+    });
+    println!(
+        "{} acknowledged and {fast} not waited for in {:?}",
+        stored.len(),
+        start.elapsed()
+    );
+    for (name, text) in &stored {
+        let there = fs::read_to_string(copy(Node2).join(name));
+        assert!(
+            there.is_ok_and(|found| found == *text),
+            "{name} was acknowledged and is lost"
+        );
+    }
+    lab.settled(Node2, LIMIT).unwrap();
+    println!(
+        "the other way: {:?}",
+        in_sync_from(&lab, Node2, Owners::WwwData)
+    );
+    fs::write(copy(Node2).join("back"), "x").unwrap();
+    assert_eq!(wait_stored(Node2, b"back").unwrap(), "stored");
+    assert!(copy(Node1).join("back").exists());
+    for (name, text) in &stored {
+        assert_eq!(fs::read_to_string(root.join(name)).unwrap(), *text);
+    }
+    assert_eq!(
+        NodeName::ALL.map(|node| main_pid(&lab, node)),
+        pids,
+        "restarted"
+    );
+}
+
+/// Reproducible numbers: splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        let index = self.below(from.len() as u64);
+        from[usize::try_from(index).unwrap_or(0)]
+    }
+
+    /// One of 258 names in three levels.
+    fn name(&mut self) -> String {
+        let mut name = String::new();
+        for level in 0..=self.below(3) {
+            if level > 0 {
+                name.push('/');
+            }
+            name.push(self.pick(&['a', 'b', 'c', 'd', 'e', 'f']));
+        }
+        name
+    }
+}
+
+/// Opens without waiting for the other end of a pipe.
+fn open(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+    let nonblocking = OFlags::NONBLOCK.bits().try_into().unwrap_or(0);
+    options.custom_flags(nonblocking).open(path)
+}
+
+fn write(path: &Path, byte: u8, size: usize) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(true).write(true);
+    open(&mut options, path)?.write_all(&vec![byte; size])
+}
+
+/// Does something to the tree; it may fail as an application's operation may. Gives what it did.
+fn operate(root: &Path, random: &mut Random) -> String {
+    let (one, other) = (random.name(), random.name());
+    let (path, to) = (root.join(&one), root.join(&other));
+    let size = usize::try_from(random.below(3000)).unwrap_or(0);
+    let byte = u8::try_from(random.below(256)).unwrap_or(0);
+    let (what, done) = match random.below(34) {
+        0..=5 => ("write", write(&path, byte, size)),
+        6 | 7 => (
+            "append to",
+            open(OpenOptions::new().append(true), &path)
+                .and_then(|mut file| file.write_all(&vec![byte; size])),
+        ),
+        8 => (
+            "truncate",
+            open(OpenOptions::new().write(true), &path).and_then(|file| file.set_len(size as u64)),
+        ),
+        9 => (
+            "overwrite a byte of",
+            open(OpenOptions::new().write(true), &path)
+                .and_then(|file| file.write_all_at(&[byte], 0)),
+        ),
+        10..=15 => ("rename", fs::rename(&path, &to)),
+        16 => (
+            "exchange",
+            rustix::fs::renameat_with(CWD, &path, CWD, &to, RenameFlags::EXCHANGE)
+                .map_err(Into::into),
+        ),
+        17 => {
+            let middle = root.join("middle");
+            let done = fs::rename(&path, &middle).and_then(|()| {
+                // The second may be missing, or lie below what was moved.
+                drop(fs::rename(&to, &path));
+                fs::rename(&middle, &to).or_else(|_| fs::rename(&middle, &path))
+            });
+            if done.is_err() {
+                drop(fs::remove_dir_all(&middle));
+                drop(fs::remove_file(&middle));
+            }
+            ("swap", done)
+        }
+        18 | 19 => ("delete", fs::remove_file(&path)),
+        20 => ("delete all of", fs::remove_dir_all(&path)),
+        21..=24 => ("mkdir", fs::create_dir(&path)),
+        25 => ("mkdir -p", fs::create_dir_all(&path)),
+        26 => (
+            "link symbolically from",
+            symlink(random.pick(&["a", "b/c", "../a", "nowhere"]), &path),
+        ),
+        27 | 28 => ("link", fs::hard_link(&path, &to)),
+        29 => {
+            let mode = random.pick(&[0o644, 0o600, 0o755, 0o700, 0o2755, 0o4711, 0o000]);
+            (
+                "chmod",
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)),
+            )
+        }
+        30 => {
+            let uid = u32::try_from(random.below(3) * 500).ok();
+            ("chown", std::os::unix::fs::lchown(&path, uid, uid))
+        }
+        31 => {
+            let time = UNIX_EPOCH + Duration::from_nanos(random.next() >> 3);
+            (
+                "touch",
+                open(OpenOptions::new().read(true), &path).and_then(|file| file.set_modified(time)),
+            )
+        }
+        32 => (
+            "mkfifo",
+            rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                .map_err(Into::into),
+        ),
+        _ => {
+            // As editors and uploads do it.
+            let new = root.join(format!("new{}", random.below(3)));
+            (
+                "replace",
+                write(&new, byte, size).and_then(|()| fs::rename(&new, &path)),
+            )
+        }
+    };
+    match done {
+        Ok(()) => format!("{what} {one} ({other}, {size})"),
+        Err(error) => format!("({what} {one} ({other}): {error})"),
+    }
+}
+
+/// The same operations for the same `LAB_SEED`.
+#[test]
+fn random_changes_arrive_whatever_strikes() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let settings = |node: NodeName| node.root().join("etc/keepalived/companion.toml");
+    let shipped = NodeName::ALL.map(|node| fs::read_to_string(settings(node)).unwrap());
+    let _shipped = Undo(|| {
+        for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
+            drop(fs::write(settings(node), text));
+            drop(lab.exec(node, &["systemctl", "restart", "sync-realtime"]));
+        }
+    });
+    for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
+        let text = text
+            .replace("owner = \"www-data:www-data\"", "owner = \"keep\"")
+            .replace("delete_limit_count = 1000", "delete_limit_count = 1000000");
+        fs::write(settings(node), text).unwrap();
+        restart(&lab, node);
+    }
+    let seed = std::env::var("LAB_SEED").map_or_else(
+        |_| u64::from(std::process::id()) * 1_000_003,
+        |text| text.parse().unwrap(),
+    );
+    println!("LAB_SEED={seed}");
+    let mut random = Random(seed);
+    let root = copy(Node1).join("random");
+    fs::create_dir(&root).unwrap();
+    let mut log: Vec<String> = Vec::new();
+    let start = Instant::now();
+    let (mut kills, mut cuts, mut longest) = (0, 0, Duration::ZERO);
+    for checkpoint in 0.. {
+        if start.elapsed() > Duration::from_secs(75) {
+            break;
+        }
+        let first = log.len();
+        for _ in 0..=random.below(6) {
+            for _ in 0..random.below(120) {
+                log.push(operate(&root, &mut random));
+            }
+            match random.below(12) {
+                0 => {
+                    kills += 1;
+                    log.push("--- kill".to_owned());
+                    run(
+                        &lab,
+                        Node1,
+                        "systemctl kill -s KILL --kill-whom=main sync-realtime",
+                    );
+                }
+                1 => {
+                    cuts += 1;
+                    log.push("--- cut".to_owned());
+                    lab.partition(Node2, Side::Private).unwrap();
+                }
+                2 => {
+                    log.push("--- heal".to_owned());
+                    lab.heal().unwrap();
+                }
+                // The load's own rhythm: bursts.
+                3..=8 => thread::sleep(Duration::from_millis(random.below(30))),
+                _ => {}
+            }
+        }
+        lab.heal().unwrap();
+        match mirror::in_sync(Node1, Owners::Kept, LIMIT) {
+            Ok(took) => longest = longest.max(took),
+            Err(error) => {
+                tell_logs(&lab);
+                panic!(
+                    "LAB_SEED={seed}, checkpoint {checkpoint}: {error}\n{}",
+                    log[first..].join("\n")
+                );
+            }
+        }
+        if checkpoint % 10 == 9 {
+            println!("{} operations, {checkpoint} checkpoints", log.len());
+        }
+    }
+    let good = log
+        .iter()
+        .filter(|line| !line.starts_with(['(', '-']))
+        .count();
+    println!(
+        "{good} operations that worked, {kills} kills, {cuts} cuts, at most {longest:?} until in sync"
+    );
+    fs::remove_dir_all(&root).unwrap();
+    mirror::in_sync(Node1, Owners::Kept, LIMIT).unwrap();
 }
