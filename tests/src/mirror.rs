@@ -84,25 +84,20 @@ pub fn brief(status: Option<&SyncStatus>) -> String {
     )
 }
 
-/// Asks sync-realtime of a node through its socket, as root.
-pub fn ask(node: NodeName, request: &[u8]) -> Result<String, LabError> {
+/// Waits for a file of the tree as an application does: `stored`, `alone …` or `error …`.
+pub fn wait_stored(node: NodeName, name: &[u8]) -> Result<String, LabError> {
     let path = inside(node, "/run/keepalived-companion/sync.sock")?;
+    let mut request = format!("wait0 {TREE}/").into_bytes();
+    request.extend_from_slice(name);
+    request.push(0);
     let answer = || -> std::io::Result<String> {
         let mut socket = UnixStream::connect(&path)?;
-        socket.write_all(request)?;
+        socket.write_all(&request)?;
         let mut line = String::new();
         BufReader::new(socket).read_line(&mut line)?;
         Ok(line.trim_end().to_owned())
     };
     answer().map_err(at(&path))
-}
-
-/// Waits for a file of the tree as an application does: `stored`, `alone …` or `error …`.
-pub fn wait_stored(node: NodeName, name: &[u8]) -> Result<String, LabError> {
-    let mut request = format!("wait0 {TREE}/").into_bytes();
-    request.extend_from_slice(name);
-    request.push(0);
-    ask(node, &request)
 }
 
 /// What the standby of `active` must hold.

@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use lab::mirror::{self, Owners, TREE, ask, await_status, copy, inside, wait_stored};
+use lab::mirror::{self, Owners, TREE, await_status, copy, inside, wait_stored};
 use lab::{Lab, Messenger, NodeName, Options, Side, wait_until};
 use observe::{StandbyState, SyncState};
 use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags};
@@ -69,12 +69,13 @@ fn quiet_lab() -> (MutexGuard<'static, ()>, Lab) {
         }
     }
     // What the last test left may be more than may be deleted at once.
-    wait_until("the service of node1", LIMIT, || {
-        let answer = ask(Node1, b"release\n")?;
-        Ok(match equal_now() {
-            Ok(()) => Ok(()),
-            Err(why) => Err(format!("{answer}: {why}")),
-        })
+    let release = [
+        "/usr/libexec/keepalived-companion/sync-realtime",
+        "--release",
+    ];
+    wait_until("the leftovers to be deleted", LIMIT, || {
+        let answer = lab.exec(Node1, &release)?;
+        Ok(equal_now().map_err(|why| format!("{}: {why}", answer.text())))
     })
     .unwrap();
     // It forgets what it was allowed.
@@ -86,7 +87,7 @@ fn quiet_lab() -> (MutexGuard<'static, ()>, Lab) {
 fn equal_now() -> Result<(), String> {
     match mirror::lacking(Node1, Owners::WwwData) {
         Ok(lines) if lines.is_empty() => Ok(()),
-        Ok(lines) => Err(lines.join("\n")),
+        Ok(lines) => Err(format!("{} differences: {:?}", lines.len(), lines.first())),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -1140,7 +1141,7 @@ fn a_full_disk_of_the_standby_stops_nothing_else() {
             Ok(if lines.is_empty() {
                 Ok(())
             } else {
-                Err(lines.join("\n"))
+                Err(format!("{lines:?}"))
             })
         })
         .unwrap_or_else(|error| {
