@@ -401,17 +401,34 @@ impl Watcher {
                 .iter()
                 .position(|m| m.cookie == cookie)
                 .map(|index| self.moves.swap_remove(index));
-            if let Some(directory) = moved.and_then(|m| m.directory)
+            if let Some(Move {
+                key: old,
+                directory: Some(directory),
+                ..
+            }) = moved
                 && state.dirs.contains(directory)
                 && state.dirs.tree(directory) == state.dirs.tree(key.dir)
             {
                 self.forget_child(state, key, now);
                 state.rename_directory(directory, key.dir, &key.name, now);
+                if self.is_another(state, directory) {
+                    // The two were exchanged, or more has happened since: looks at both as they are now.
+                    for key in [key, &old] {
+                        self.forget_child(state, key, now);
+                        if is_directory(state, key) {
+                            self.new_directory(state, key, now);
+                        }
+                    }
+                }
                 return;
             }
             self.forget_child(state, key, now);
             self.new_directory(state, key, now);
         } else if flags.contains(ReadFlags::CREATE) {
+            if self.moves.iter().any(|moved| moved.key == *key) {
+                // That one has left the tree, and this is not it.
+                self.forget_child(state, key, now);
+            }
             self.new_directory(state, key, now);
         } else if flags.contains(ReadFlags::MOVED_FROM) {
             let directory = state.dirs.child(key.dir, &key.name);
@@ -435,6 +452,16 @@ impl Watcher {
         let id = state.dirs.add(key.dir, &key.name);
         state.mark(key, true, Change::Whole, now);
         self.scan(state, id, Noting::All, now);
+    }
+
+    /// Whether another directory stands where this one should: the kernel gives the same watch for the same
+    /// directory.
+    fn is_another(&self, state: &State, id: NodeId) -> bool {
+        let (Some(wd), Some(path)) = (state.dirs.watch(id), state.dirs.path(id)) else {
+            return false;
+        };
+        let root = &state.trees[usize::from(state.dirs.tree(id))].path;
+        inotify::add_watch(&self.fd, below(root, &path), FLAGS).is_ok_and(|found| found != wd)
     }
 
     fn forget_child(&self, state: &mut State, key: &Key, now: Instant) {
@@ -532,6 +559,14 @@ pub fn request_comparison(state: &mut State, changed: &[NodeId]) {
             }
         }
     }
+}
+
+fn is_directory(state: &State, key: &Key) -> bool {
+    let root = &state.trees[usize::from(state.dirs.tree(key.dir))].path;
+    state
+        .dirs
+        .path_of(key)
+        .is_some_and(|path| crate::compare::is_directory(root, &path))
 }
 
 /// A new regular file with one name is closed after it was written; a link or a further name is whole.
