@@ -461,6 +461,15 @@ fn a_name_may_become_something_else() {
     println!("exchanged: {:?}", in_sync(&lab));
 }
 
+/// A directory with twenty files two levels below.
+fn fill(directory: &Path) {
+    fs::create_dir_all(directory.join("below/deep")).unwrap();
+    for number in 0..20 {
+        let file = directory.join(format!("below/deep/{number}"));
+        fs::write(file, directory.as_os_str().as_bytes()).unwrap();
+    }
+}
+
 #[test]
 fn renames_are_followed() {
     let (_one_at_a_time, lab) = quiet_lab();
@@ -468,16 +477,6 @@ fn renames_are_followed() {
     let outside = Node1.root().join("var/www/beside");
     drop(fs::remove_dir_all(&outside));
     fs::create_dir(&outside).unwrap();
-    let fill = |directory: &Path| {
-        fs::create_dir_all(directory.join("below/deep")).unwrap();
-        for number in 0..20 {
-            fs::write(
-                directory.join(format!("below/deep/{number}")),
-                directory.as_os_str().as_bytes(),
-            )
-            .unwrap();
-        }
-    };
     for name in ["a", "b", "c", "into", "over", "nested/x/y"] {
         fill(&root.join(name));
     }
@@ -552,6 +551,13 @@ fn renames_are_followed() {
     }
     println!("written afterwards: {:?}", in_sync(&lab));
 
+    drop(fs::remove_dir_all(&outside));
+}
+
+#[test]
+fn files_below_a_directory_that_moves_arrive() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let root = copy(Node1);
     fill(&root.join("moving0"));
     let directory = rustix::fs::open(
         root.join("moving0/below"),
@@ -593,7 +599,6 @@ fn renames_are_followed() {
         start.elapsed(),
         in_sync(&lab)
     );
-    drop(fs::remove_dir_all(&outside));
 }
 
 #[test]

@@ -179,9 +179,10 @@ impl Links {
             self.inodes.remove(path);
             if let Some(others) = self.names.get_mut(&former) {
                 others.retain(|name| name != path);
-                left.extend(others.iter().cloned().filter(|name| {
+                let is_it = |name: &&Vec<u8>| {
                     fs::symlink_metadata(below(root, name)).is_ok_and(|m| m.ino() == former)
-                }));
+                };
+                left.extend(others.iter().filter(is_it).cloned());
                 self.searched.remove(&former);
             }
         }
