@@ -8,9 +8,11 @@ pub mod demo;
 pub mod event;
 mod image;
 pub mod messenger;
+pub mod mirror;
 mod network;
 mod node;
 mod provision;
+pub mod tree;
 pub mod writer;
 
 use std::path::PathBuf;

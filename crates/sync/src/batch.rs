@@ -44,6 +44,8 @@ pub struct Batch {
 #[derive(Debug, Default)]
 pub struct Links {
     names: HashMap<u64, Vec<Vec<u8>>>,
+    /// The same the other way round.
+    inodes: HashMap<Vec<u8>, u64>,
     /// With how many names a search found fewer: the others are outside the tree.
     searched: HashMap<u64, u64>,
 }
@@ -63,6 +65,7 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
         ancestors: HashMap::new(),
     };
     let mut linked: Vec<(u64, u64, Vec<u8>)> = Vec::new();
+    let mut others: Vec<(Vec<u8>, Option<u64>)> = Vec::new();
     for entry in entries {
         if entry.path.is_empty() {
             // The root's own attributes go with anything in it, and this is nowhere.
@@ -79,7 +82,9 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
             batch.entries.push(entry);
             continue;
         }
-        match fs::symlink_metadata(below(root, &entry.path)) {
+        let found = fs::symlink_metadata(below(root, &entry.path));
+        others.push((entry.path.clone(), found.as_ref().ok().map(Metadata::ino)));
+        match found {
             Ok(metadata) => {
                 if metadata.is_file() && metadata.len() >= large && metadata.nlink() == 1 {
                     batch.large.push((entry, metadata.len()));
@@ -101,6 +106,9 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
         }
         list.add(&entry.path);
         batch.entries.push(entry);
+    }
+    for path in links.left_behind(root, &others) {
+        list.add(&path);
     }
     for path in links.all_names(root, &linked) {
         list.add(&path);
@@ -160,6 +168,32 @@ impl List<'_> {
 }
 
 impl Links {
+    /// What was written through a name that has been taken away since is in the file's other names.
+    fn left_behind(&mut self, root: &Path, names: &[(Vec<u8>, Option<u64>)]) -> Vec<Vec<u8>> {
+        if self.inodes.is_empty() {
+            return Vec::new();
+        }
+        let mut left = Vec::new();
+        for (path, inode) in names {
+            let Some(former) = self.inodes.get(path).copied() else {
+                continue;
+            };
+            if Some(former) == *inode {
+                continue;
+            }
+            self.inodes.remove(path);
+            if let Some(others) = self.names.get_mut(&former) {
+                others.retain(|name| name != path);
+                let is_it = |name: &&Vec<u8>| {
+                    fs::symlink_metadata(below(root, name)).is_ok_and(|m| m.ino() == former)
+                };
+                left.extend(others.iter().filter(is_it).cloned());
+                self.searched.remove(&former);
+            }
+        }
+        left
+    }
+
     /// Every name of the files given by inode, number of names and one name.
     fn all_names(&mut self, root: &Path, files: &[(u64, u64, Vec<u8>)]) -> Vec<Vec<u8>> {
         let mut wanted = HashSet::new();
@@ -185,7 +219,10 @@ impl Links {
         }
         let mut all = Vec::new();
         for (inode, _, _) in files {
-            all.extend(self.names.get(inode).into_iter().flatten().cloned());
+            for name in self.names.get(inode).into_iter().flatten() {
+                self.inodes.insert(name.clone(), *inode);
+                all.push(name.clone());
+            }
         }
         all
     }
@@ -320,6 +357,15 @@ mod tests {
         let mut links = Links::default();
         let batch = build(root, entries(&[b"b"]), &mut links, 1000);
         assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
+        // Written through one that is gone, and another file has its name.
+        fs::remove_file(root.join("b")).unwrap();
+        fs::write(root.join("b"), "another").unwrap();
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        assert_eq!(listed(&batch), ["./b"]);
+        fs::remove_file(root.join("b")).unwrap();
+        fs::hard_link(root.join("a"), root.join("b")).unwrap();
         // One is moved, which is another name.
         fs::rename(root.join("a"), root.join("moved")).unwrap();
         let batch = build(root, entries(&[b"b"]), &mut links, 1000);

@@ -23,6 +23,8 @@ pub struct Checkpoint {
     pub boot_id: String,
     /// The name of the standby's complete state.
     pub token: String,
+    /// The settings that it is complete by: with other owners or exclusions it lacks something.
+    trees: String,
     /// Every change before this moment was acknowledged, in seconds since 1970 ...
     at: f64,
     /// ... on a clock that was so far ahead of the time since boot, in seconds.
@@ -36,6 +38,14 @@ fn file(settings: &Settings, standby: &str) -> PathBuf {
         .paths
         .run
         .join(format!("sync-checkpoint-{standby}.json"))
+}
+
+fn trees(settings: &Settings) -> String {
+    let trees = settings.sync.trees.iter();
+    let told: Vec<_> = trees
+        .map(|tree| (&tree.path, &tree.owner, &tree.exclude))
+        .collect();
+    format!("{told:?}")
 }
 
 fn clock() -> (f64, f64) {
@@ -54,6 +64,7 @@ impl Checkpoint {
             epoch,
             boot_id: observe::boot_id(),
             token: token.to_owned(),
+            trees: String::new(),
             at,
             clock_offset,
             pending,
@@ -66,7 +77,16 @@ impl Checkpoint {
         settings: &Settings,
         standby: &str,
     ) -> Result<(), statefile::StateFileError> {
-        replace_json(&file(settings, standby), 0o600, self, Durability::Visible)
+        let checkpoint = Self {
+            trees: trees(settings),
+            ..self.clone()
+        };
+        replace_json(
+            &file(settings, standby),
+            0o600,
+            &checkpoint,
+            Durability::Visible,
+        )
     }
 
     /// The last one, when a start in this epoch can go on from it.
@@ -79,9 +99,9 @@ impl Checkpoint {
             }
         };
         let (now, offset) = clock();
-        checkpoint
-            .usable(epoch, &observe::boot_id(), now, offset)
-            .then_some(checkpoint)
+        let usable = checkpoint.trees == trees(settings)
+            && checkpoint.usable(epoch, &observe::boot_id(), now, offset);
+        usable.then_some(checkpoint)
     }
 
     /// The next start compares.
@@ -115,6 +135,7 @@ mod tests {
             epoch: 7,
             boot_id: "b".to_owned(),
             token: "t".to_owned(),
+            trees: String::new(),
             at: 1000.0,
             clock_offset: 900.0,
             pending: Vec::new(),

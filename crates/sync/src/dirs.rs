@@ -144,9 +144,14 @@ impl Dirs {
         self.watches.get(&wd).copied()
     }
 
+    /// The watch of a directory.
+    pub fn watch(&self, id: NodeId) -> Option<i32> {
+        self.node(id)?.wd
+    }
+
     /// Whether the directory is watched.
     pub fn watched(&self, id: NodeId) -> bool {
-        self.node(id).is_some_and(|node| node.wd.is_some())
+        self.watch(id).is_some()
     }
 
     /// Notes the watch of a directory.

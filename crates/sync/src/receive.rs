@@ -10,6 +10,7 @@ use std::io::{self, BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use observe::{Memory, NodeRole, role_state};
 use process::Program;
@@ -18,6 +19,9 @@ use rustix::fs::{
     FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, flock, openat2, renameat_with, syncfs,
 };
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 use statefile::{Durability, read_json, replace_json};
@@ -25,6 +29,9 @@ use statefile::{Durability, read_json, replace_json};
 use crate::command::{self, Command, Stream};
 use crate::root;
 use crate::session::{Request, Response};
+
+/// Between two looks at the role where it cannot be watched.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What this node remembers of what it received.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -191,10 +198,30 @@ fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
     }
 }
 
-/// Readable when a file of the run directory was replaced, `role.json` among them.
+/// Readable when a file of the run directory was replaced, `role.json` among them. Where the kernel has no
+/// watch left, every now and then instead: another program's greed is no reason to take nothing.
 fn role_changes(settings: &Settings) -> io::Result<OwnedFd> {
-    let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&fd, &settings.paths.run, WatchFlags::MOVED_TO)?;
+    let watched = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).and_then(|fd| {
+        inotify::add_watch(&fd, &settings.paths.run, WatchFlags::MOVED_TO)?;
+        Ok(fd)
+    });
+    let Err(error) = watched else {
+        return Ok(watched?);
+    };
+    log::debug!(
+        "{}: {error}; looked at every {LOOK:?} instead",
+        settings.paths.run.display()
+    );
+    let fd = timerfd_create(
+        TimerfdClockId::Monotonic,
+        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+    )?;
+    let every = LOOK.try_into().map_err(io::Error::other)?;
+    let timer = Itimerspec {
+        it_interval: every,
+        it_value: every,
+    };
+    timerfd_settime(&fd, TimerfdTimerFlags::empty(), &timer)?;
     Ok(fd)
 }
 

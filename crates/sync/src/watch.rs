@@ -406,17 +406,34 @@ impl Watcher {
                 .iter()
                 .position(|m| m.cookie == cookie)
                 .map(|index| self.moves.swap_remove(index));
-            if let Some(directory) = moved.and_then(|m| m.directory)
+            if let Some(Move {
+                key: old,
+                directory: Some(directory),
+                ..
+            }) = moved
                 && state.dirs.contains(directory)
                 && state.dirs.tree(directory) == state.dirs.tree(key.dir)
             {
                 self.forget_child(state, key, now);
                 state.rename_directory(directory, key.dir, &key.name, now);
+                if self.is_another(state, directory) {
+                    // The two were exchanged, or more has happened since: looks at both as they are now.
+                    for key in [key, &old] {
+                        self.forget_child(state, key, now);
+                        if is_directory(state, key) {
+                            self.new_directory(state, key, now);
+                        }
+                    }
+                }
                 return;
             }
             self.forget_child(state, key, now);
             self.new_directory(state, key, now);
         } else if flags.contains(ReadFlags::CREATE) {
+            if self.moves.iter().any(|moved| moved.key == *key) {
+                // That one has left the tree, and this is not it.
+                self.forget_child(state, key, now);
+            }
             self.new_directory(state, key, now);
         } else if flags.contains(ReadFlags::MOVED_FROM) {
             let directory = state.dirs.child(key.dir, &key.name);
@@ -440,6 +457,16 @@ impl Watcher {
         let id = state.dirs.add(key.dir, &key.name);
         state.mark(key, true, Change::Whole, now);
         self.scan(state, id, Noting::All, now);
+    }
+
+    /// Whether another directory stands where this one should: the kernel gives the same watch for the same
+    /// directory.
+    fn is_another(&self, state: &State, id: NodeId) -> bool {
+        let (Some(wd), Some(path)) = (state.dirs.watch(id), state.dirs.path(id)) else {
+            return false;
+        };
+        let root = &state.trees[usize::from(state.dirs.tree(id))].path;
+        inotify::add_watch(&self.fd, below(root, &path), FLAGS).is_ok_and(|found| found != wd)
     }
 
     fn forget_child(&self, state: &mut State, key: &Key, now: Instant) {
@@ -539,6 +566,14 @@ pub fn request_comparison(state: &mut State, changed: &[NodeId]) {
     }
 }
 
+fn is_directory(state: &State, key: &Key) -> bool {
+    let root = &state.trees[usize::from(state.dirs.tree(key.dir))].path;
+    state
+        .dirs
+        .path_of(key)
+        .is_some_and(|path| crate::compare::is_directory(root, &path))
+}
+
 /// A new regular file with one name is closed after it was written; a link or a further name is whole.
 fn will_be_written(state: &State, key: &Key) -> bool {
     let tree = &state.trees[usize::from(state.dirs.tree(key.dir))];
@@ -561,5 +596,132 @@ fn own_event(state: &mut State, tree: usize, name: &[u8]) {
         state.trees[tree].probe = root::read_own(path, root::PROBE).unwrap_or_default();
     } else if name == root::BARRIER.as_bytes() {
         state.barrier_seen += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::pattern::Patterns;
+    use crate::state::{StandbyState, TreeState};
+
+    struct Tree {
+        watcher: Watcher,
+        state: State,
+        root: PathBuf,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Tree {
+        /// Watches a tree with these directories.
+        fn with(directories: &[&str]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let root = directory.path().join("root");
+            fs::create_dir_all(root.join(root::OWN)).unwrap();
+            fs::write(root::own(&root, "marker"), "x").unwrap();
+            for path in directories {
+                fs::create_dir_all(root.join(path)).unwrap();
+            }
+            let watcher = Watcher::new([root.as_path()], Arc::default()).unwrap();
+            let mut state = State::default();
+            let id = state.dirs.add_root(0);
+            state.trees.push(TreeState {
+                path: root.clone(),
+                owner: None,
+                exclude: Vec::new(),
+                patterns: Patterns::new(&[]).unwrap(),
+                root: id,
+                identity: root::look(&root).unwrap(),
+                probe: String::new(),
+            });
+            state.standbys.push(StandbyState::default());
+            watcher.scan(&mut state, id, Noting::Nothing, Instant::now());
+            Self {
+                watcher,
+                state,
+                root,
+                _directory: directory,
+            }
+        }
+
+        /// Takes in what has happened, and lets the moves that lead nowhere expire.
+        fn settle(&mut self) {
+            let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
+            let now = Instant::now();
+            assert!(!self.watcher.read(&mut self.state, &mut buffer, now));
+            self.watcher
+                .expire_moves(&mut self.state, now + MOVE_PATIENCE);
+        }
+
+        /// The paths that a transfer would look at.
+        fn marked(&mut self) -> Vec<String> {
+            let later = Instant::now() + Duration::from_secs(5);
+            let taken = self.state.standbys[0].queue.take(later, 1000, |_| false);
+            let mut paths: Vec<String> = self
+                .state
+                .resolve(taken)
+                .into_iter()
+                .map(|(_, entry)| String::from_utf8_lossy(&entry.path).into_owned())
+                .collect();
+            paths.sort();
+            paths
+        }
+
+        /// Every directory is known by its place, and watched.
+        fn is_right(&self) {
+            let known = self.state.dirs.below(self.state.trees[0].root);
+            for id in known {
+                let path = below(&self.root, &self.state.dirs.path(id).unwrap());
+                let wd = inotify::add_watch(&self.watcher.fd, &path, FLAGS).unwrap();
+                assert_eq!(self.state.dirs.watch(id), Some(wd), "{}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_of_renames_is_followed() {
+        let mut tree = Tree::with(&["a/below", "b"]);
+        for (from, to) in [("a", "tmp"), ("b", "a"), ("tmp", "b"), ("b", "a/c")] {
+            fs::rename(tree.root.join(from), tree.root.join(to)).unwrap();
+        }
+        fs::write(tree.root.join("a/c/below/file"), "x").unwrap();
+        tree.settle();
+        tree.is_right();
+        assert!(tree.marked().contains(&"a/c/below/file".to_owned()));
+    }
+
+    #[test]
+    fn directories_that_are_exchanged_are_followed() {
+        for second in ["b", "c/deep"] {
+            let mut tree = Tree::with(&["a/of-a", "b/of-b", "c/deep/of-c"]);
+            let (one, other) = (tree.root.join("a"), tree.root.join(second));
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, flags)
+                .unwrap();
+            fs::write(other.join("of-a/file"), "x").unwrap();
+            tree.settle();
+            tree.is_right();
+            let file = format!("{second}/of-a/file");
+            assert!(tree.marked().contains(&file), "{second}");
+            fs::write(other.join("of-a/file"), "later").unwrap();
+            tree.settle();
+            assert_eq!(tree.marked(), [file]);
+        }
+    }
+
+    #[test]
+    fn a_new_directory_takes_the_place_of_one_that_left() {
+        let mut tree = Tree::with(&["a/below"]);
+        fs::rename(tree.root.join("a"), tree.root.with_file_name("outside")).unwrap();
+        fs::create_dir(tree.root.join("a")).unwrap();
+        fs::write(tree.root.join("a/file"), "x").unwrap();
+        tree.settle();
+        tree.is_right();
+        assert_eq!(tree.marked(), ["a", "a/file"]);
+        fs::write(tree.root.join("a/file"), "later").unwrap();
+        tree.settle();
+        assert_eq!(tree.marked(), ["a/file"]);
     }
 }
