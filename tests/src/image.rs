@@ -12,7 +12,8 @@ use crate::{CACHE, LabError, at, tell};
 
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,procps,keepalived,\
 mariadb-server,mariadb-client,mariadb-backup,rsync,openssh-server,openssh-client,apache2,php,\
-libapache2-mod-php,php-mysql,nftables,openssl,ca-certificates,curl,socat,logrotate,less";
+libapache2-mod-php,php-mysql,nftables,openssl,ca-certificates,curl,socat,logrotate,less,lsyncd,\
+inotify-tools";
 /// They stall the boot or reach for the network.
 const MASKED: [&str; 5] = [
     "systemd-networkd-wait-online.service",
