@@ -543,7 +543,7 @@ fn renames_are_followed() {
     // Is it watched?
     for name in [
         "came/below/deep/3",
-        "a/below/deep/3",
+        "a/deep/3",
         "b/below/deep/3",
         "nested2/y/x/late",
     ] {
@@ -1703,6 +1703,12 @@ fn random_changes_arrive_whatever_strikes() {
                 0 => {
                     kills += 1;
                     log.push("--- kill".to_owned());
+                    // The one before may have left none for a moment.
+                    wait_until("a process to kill", LIMIT, || {
+                        let pid = main_pid(&lab, Node1);
+                        Ok(if pid == "0" { Err(pid) } else { Ok(()) })
+                    })
+                    .unwrap();
                     run(
                         &lab,
                         Node1,

@@ -175,6 +175,7 @@ impl Beside {
         for path in &differences.found {
             // A directory that only the standby has is not known here: the topmost known one stands for it.
             let mut path = path.as_slice();
+            let mut cut = false;
             let key = loop {
                 if path.is_empty() {
                     break Key {
@@ -185,13 +186,19 @@ impl Beside {
                 if let Some(key) = state.dirs.find(tree.root, path) {
                     break key;
                 }
+                cut = true;
                 let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                 path = &path[..slash];
             };
-            if seen.insert(key.clone()) {
-                state.standbys[self.index]
-                    .queue
-                    .mark(key, Change::Whole, now);
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            let queue = &mut state.standbys[self.index].queue;
+            queue.mark(key.clone(), Change::Whole, now);
+            if cut {
+                // Or it is here, and the watcher has not come to it yet: it is compared again then.
+                queue.vacate(&key, 0);
+                state.unknown.push(key);
             }
         }
     }

@@ -261,13 +261,14 @@ impl Service {
             tell::log(&self.settings, &text);
             alerts::raise(&self.settings, "sync-held", Severity::Critical, &text);
         } else if was_held && status.state != SyncState::Held {
-            tell::log(&self.settings, "file synchronisation goes on");
-            alerts::raise(
-                &self.settings,
-                "sync-goes-on",
-                Severity::Info,
-                "file synchronisation goes on",
-            );
+            let why = self
+                .told
+                .take()
+                .and_then(|(_, why)| why)
+                .unwrap_or_default();
+            let text = format!("file synchronisation goes on; it was held: {why}");
+            tell::log(&self.settings, &text);
+            alerts::raise(&self.settings, "sync-goes-on", Severity::Info, &text);
         }
         self.told = Some(now);
         self.status = Some(status.clone());

@@ -168,6 +168,9 @@ pub struct State {
     pub seal: Option<Seal>,
     /// A root is not the one it was: the service looks at all of it again.
     pub lost_root: Option<String>,
+    /// Names that a comparison found to be directories which are not known here: if they are here, too, the
+    /// watcher looks at them.
+    pub unknown: Vec<Key>,
     /// Overflows of the kernel's queue.
     pub overflows: u64,
     /// How many barriers were written and seen, each in its turn.

@@ -267,6 +267,7 @@ impl Watcher {
             self.pulse.beat();
             let overflow = self.read(&mut state, &mut buffer, now);
             self.expire_moves(&mut state, now);
+            self.look_at_unknown(&mut state, now);
             if overflow {
                 self.reconcile(&mut state, now);
             } else if self.last_poll.elapsed() > POLL {
@@ -466,7 +467,12 @@ impl Watcher {
             return false;
         };
         let root = &state.trees[usize::from(state.dirs.tree(id))].path;
-        inotify::add_watch(&self.fd, below(root, &path), FLAGS).is_ok_and(|found| found != wd)
+        match inotify::add_watch(&self.fd, below(root, &path), FLAGS) {
+            Ok(found) => found != wd,
+            Err(Errno::NOSPC | Errno::NOMEM | Errno::ACCESS) => false,
+            // Nothing stands there any more: where the directory is now is not known.
+            Err(_) => true,
+        }
     }
 
     fn forget_child(&self, state: &mut State, key: &Key, now: Instant) {
@@ -488,6 +494,19 @@ impl Watcher {
             {
                 let watches = state.remove_directory(directory, now);
                 self.remove(&watches);
+            }
+        }
+    }
+
+    /// Directories that a comparison has met and no event has told of.
+    fn look_at_unknown(&self, state: &mut State, now: Instant) {
+        for key in std::mem::take(&mut state.unknown) {
+            if !key.name.is_empty()
+                && state.dirs.contains(key.dir)
+                && state.dirs.child(key.dir, &key.name).is_none()
+                && is_directory(state, &key)
+            {
+                self.new_directory(state, &key, now);
             }
         }
     }
