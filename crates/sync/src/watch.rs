@@ -417,7 +417,7 @@ impl Watcher {
             {
                 self.forget_child(state, key, now);
                 state.rename_directory(directory, key.dir, &key.name, now);
-                if self.is_another(state, directory) {
+                if self.is_another(state, directory) || is_directory(state, &old) {
                     // The two were exchanged, or more has happened since: looks at both as they are now.
                     for key in [key, &old] {
                         self.forget_child(state, key, now);
@@ -727,6 +727,25 @@ mod tests {
             fs::write(other.join("of-a/file"), "later").unwrap();
             tree.settle();
             assert_eq!(tree.marked(), [file]);
+        }
+    }
+
+    #[test]
+    fn of_two_that_were_exchanged_one_is_gone_at_once() {
+        for gone in ["a", "b"] {
+            let mut tree = Tree::with(&["a/of-a", "b/of-b"]);
+            let (one, other) = (tree.root.join("a"), tree.root.join("b"));
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, flags)
+                .unwrap();
+            fs::remove_dir_all(tree.root.join(gone)).unwrap();
+            let left = if gone == "a" { "b/of-a" } else { "a/of-b" };
+            tree.settle();
+            tree.is_right();
+            assert!(tree.marked().contains(&left.to_owned()), "{gone}");
+            fs::write(tree.root.join(left).join("file"), "x").unwrap();
+            tree.settle();
+            assert_eq!(tree.marked(), [format!("{left}/file")]);
         }
     }
 
