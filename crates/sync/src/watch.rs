@@ -461,10 +461,10 @@ impl Watcher {
     }
 
     /// Whether another directory stands where this one should: the kernel gives the same watch for the same
-    /// directory.
+    /// directory. One without a watch may never have been looked at: it was gone before.
     fn is_another(&self, state: &State, id: NodeId) -> bool {
         let (Some(wd), Some(path)) = (state.dirs.watch(id), state.dirs.path(id)) else {
-            return false;
+            return true;
         };
         let root = &state.trees[usize::from(state.dirs.tree(id))].path;
         match inotify::add_watch(&self.fd, below(root, &path), FLAGS) {
@@ -728,6 +728,19 @@ mod tests {
             tree.settle();
             assert_eq!(tree.marked(), [file]);
         }
+    }
+
+    #[test]
+    fn a_directory_that_moves_before_it_was_seen_is_found() {
+        let mut tree = Tree::with(&[]);
+        fs::create_dir_all(tree.root.join("a/below")).unwrap();
+        fs::write(tree.root.join("a/below/file"), "x").unwrap();
+        for (from, to) in [("a", "b"), ("b", "c"), ("c", "d")] {
+            fs::rename(tree.root.join(from), tree.root.join(to)).unwrap();
+        }
+        tree.settle();
+        tree.is_right();
+        assert!(tree.marked().contains(&"d/below/file".to_owned()));
     }
 
     #[test]
