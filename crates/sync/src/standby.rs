@@ -361,44 +361,48 @@ impl Worker {
     }
 
     fn rename(&mut self, link: &mut Link, renames: Vec<Rename>) -> Result<(), Trouble> {
-        for rename in renames {
-            let failure = match link.rename(rename.tree, &rename.from, &rename.to) {
-                Ok(failure) => failure,
-                Err(error) => {
-                    // What was not moved is sent as it is now.
-                    self.resend(&rename);
-                    return Err(error.into());
-                }
-            };
-            match failure {
-                None => {
-                    tell::log(
-                        &self.settings,
-                        &format!(
-                            "{}: moved {} to {}",
-                            self.peer.name,
-                            String::from_utf8_lossy(&rename.from),
-                            String::from_utf8_lossy(&rename.to)
-                        ),
-                    );
-                    // Looks whether both are the same now.
-                    let mut state = self.shared.lock();
-                    if let Some(id) = state.dirs.child(rename.new.dir, &rename.new.name)
-                        && let Some(path) = state.dirs.path(id)
-                    {
-                        state.standbys[self.index]
-                            .compare
-                            .push((rename.tree, Scope::Below(vec![path])));
-                    }
-                }
-                Some(why) => {
+        let mut renames = renames.into_iter();
+        while let Some(rename) = renames.next() {
+            match link.rename(rename.tree, &rename.from, &rename.to) {
+                Ok(None) => tell::log(
+                    &self.settings,
+                    &format!(
+                        "{}: moved {} to {}",
+                        self.peer.name,
+                        String::from_utf8_lossy(&rename.from),
+                        String::from_utf8_lossy(&rename.to)
+                    ),
+                ),
+                Ok(Some(why)) => {
                     log::debug!("{}: not moved ({why}), sent instead", self.peer.name);
                     self.resend(&rename);
                 }
+                Err(error) => {
+                    // What was not moved is sent as it is now, and so are those after it.
+                    for rename in std::iter::once(rename).chain(renames) {
+                        self.resend(&rename);
+                        self.compare_moved(&rename);
+                    }
+                    return Err(error.into());
+                }
             }
+            self.compare_moved(&rename);
         }
         self.progressed = true;
         Ok(())
+    }
+
+    /// Looks whether both are the same now. Also where nothing was moved: then the standby may have another
+    /// directory of that name, with names that have to go.
+    fn compare_moved(&self, rename: &Rename) {
+        let mut state = self.shared.lock();
+        if let Some(id) = state.dirs.child(rename.new.dir, &rename.new.name)
+            && let Some(path) = state.dirs.path(id)
+        {
+            state.standbys[self.index]
+                .compare
+                .push((rename.tree, Scope::Below(vec![path])));
+        }
     }
 
     /// A directory could not be moved over there: all that it holds is marked.
