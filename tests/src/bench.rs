@@ -1,6 +1,7 @@
 //! `scripts/bench`: each event many times at random moments, beside the floor and the original.
 
 mod checks;
+mod sync;
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,6 +11,7 @@ use crate::provision::repository;
 use crate::{Lab, LabError, NodeName, Options, Suite, at, tell};
 
 pub use checks::{Checks, checks};
+pub use sync::{Sync, sync};
 
 /// The report that a benchmark renews its part of.
 const REPORT: &str = "docs/benchmarks.md";

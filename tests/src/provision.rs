@@ -290,7 +290,8 @@ fn adapt_settings(root: &Path, advert_int: &str) -> Result<(), LabError> {
     )
 }
 
-fn user_ids(root: &Path, user: &str) -> Result<(u32, u32), LabError> {
+/// A user and its group, in a node.
+pub fn user_ids(root: &Path, user: &str) -> Result<(u32, u32), LabError> {
     let passwd = read(&root.join("etc/passwd"))?;
     passwd
         .lines()

@@ -80,6 +80,8 @@ enum Verb {
     BenchCluster(lab::bench::Cluster),
     /// Measure what the checks cost, and print the table
     BenchChecks(lab::bench::Checks),
+    /// Measure file synchronisation beside what else does it, and print the table
+    BenchSync(lab::bench::Sync),
     /// Stop the nodes
     Down,
     /// Remove everything but the image
@@ -144,6 +146,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Demo => lab::demo::run(&lab).map(|good| (String::new(), u8::from(!good))),
         Verb::BenchCluster(wanted) => lab::bench::cluster(&lab, &wanted).map(|table| (table, 0)),
         Verb::BenchChecks(wanted) => lab::bench::checks(&lab, &wanted).map(|table| (table, 0)),
+        Verb::BenchSync(wanted) => lab::bench::sync(&lab, &wanted).map(|table| (table, 0)),
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
