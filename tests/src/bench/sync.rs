@@ -125,9 +125,13 @@ pub fn sync(lab: &Lab, wanted: &Sync) -> Result<String, LabError> {
     lab.up(&Options::default())?;
     lab.make_whole(NodeName::Node1, Duration::from_secs(60))?;
     let watches = Watches::for_files(sizes.last().copied().unwrap_or(0))?;
-    let measured = subject::furnish(lab).and_then(|()| Bench::new(lab, wanted, &sizes)?.measure());
+    let measured = subject::furnish(lab)
+        .and_then(|()| subject::hush_checks())
+        .and_then(|()| Bench::new(lab, wanted, &sizes)?.measure());
     // In any case, and all of it.
-    let cleared = subject::clear(lab).and(watches.restore());
+    let cleared = subject::clear(lab)
+        .and(subject::restore_checks())
+        .and(watches.restore());
     let table = measured?;
     cleared?;
     Ok(table)
