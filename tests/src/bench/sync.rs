@@ -15,19 +15,17 @@ use std::time::{Duration, Instant};
 use self::rows::{Figures, Run};
 use self::subject::{LOOP, LSYNCD, Ours, Subject, TREE, TUNED, on_host};
 use self::table::{Figure, Table};
-use self::tree::PLANTED;
+use self::tree::{Deletions, PLANTED};
 use super::{machine, median, save};
 use crate::{Lab, LabError, NodeName, Options, at, tell};
 
-/// What is done.
+/// What is done, in this order: what deletes many files comes last, see [`Deletions`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Row {
     /// One small file, 20 times
     File,
     /// The same, renamed into place
     Renamed,
-    /// 10,000 new files, then the rename and the deletion of their directory
-    Burst,
     /// A small file while 1 GiB is sent
     Large,
     /// Node2 out of reach for 60 s
@@ -36,8 +34,10 @@ pub enum Row {
     Start,
     /// Memory, idle and with 10,000 new files
     Memory,
-    /// A start with nothing on node2; the last row, since it empties the tree
+    /// A start with nothing on node2
     Empty,
+    /// 10,000 new files, then the rename and the deletion of their directory
+    Burst,
 }
 
 impl Row {
@@ -125,9 +125,13 @@ pub fn sync(lab: &Lab, wanted: &Sync) -> Result<String, LabError> {
     lab.up(&Options::default())?;
     lab.make_whole(NodeName::Node1, Duration::from_secs(60))?;
     let watches = Watches::for_files(sizes.last().copied().unwrap_or(0))?;
-    let measured = subject::furnish(lab).and_then(|()| Bench::new(lab, wanted, &sizes)?.measure());
+    let measured = subject::furnish(lab)
+        .and_then(|()| subject::hush_checks())
+        .and_then(|()| Bench::new(lab, wanted, &sizes)?.measure());
     // In any case, and all of it.
-    let cleared = subject::clear(lab).and(watches.restore());
+    let cleared = subject::clear(lab)
+        .and(subject::restore_checks())
+        .and(watches.restore());
     let table = measured?;
     cleared?;
     Ok(table)
@@ -138,6 +142,7 @@ struct Bench<'a> {
     wanted: &'a Sync,
     sizes: &'a [usize],
     who: Vec<Who>,
+    deletions: Deletions,
     table: Table,
 }
 
@@ -158,6 +163,7 @@ impl<'a> Bench<'a> {
             wanted,
             sizes,
             who,
+            deletions: Deletions::default(),
             table: Table::new(ALL.map(Who::name).to_vec()),
         })
     }
@@ -259,7 +265,9 @@ impl<'a> Bench<'a> {
     ) -> Result<(), LabError> {
         let rows = self.rows(files);
         let limit = Duration::from_secs(self.wanted.limit);
-        let mut run = Run::new(self.lab, subject, files, limit);
+        // Apart from the table, which is written to meanwhile.
+        let deletions = std::mem::take(&mut self.deletions);
+        let mut run = Run::new(self.lab, subject, &deletions, files, limit);
         let mut well = false;
         for row in rows {
             if !well && !matches!(run.begin(), Ok(true)) {
@@ -279,6 +287,7 @@ impl<'a> Bench<'a> {
             }
         }
         run.end()?;
+        self.deletions = deletions;
         self.check_roles()
     }
 
@@ -291,8 +300,8 @@ impl<'a> Bench<'a> {
         for row in self.rows(files) {
             let figures = match row {
                 Row::File => hand::file(self.lab, files)?,
-                Row::Burst => hand::burst(self.lab)?,
-                Row::Empty => hand::empty(self.lab)?,
+                Row::Burst => hand::burst(self.lab, &self.deletions)?,
+                Row::Empty => hand::empty(self.lab, &self.deletions)?,
                 Row::Renamed | Row::Large | Row::Outage | Row::Start | Row::Memory => continue,
             };
             self.enter(Who::Hand, figures);

@@ -8,7 +8,7 @@ use super::meter::Meter;
 use super::rows::{Figures, write_burst};
 use super::subject::{HAND_UNIT, SSH, TREE, on_host, place, run_unit, stop_unit};
 use super::table::{Figure, Line};
-use super::tree::{self, NEW, PLANTED, seconds_until};
+use super::tree::{self, Deletions, NEW, PLANTED, seconds_until};
 use crate::{Lab, LabError, NodeName, at};
 
 const FILES: usize = 20;
@@ -50,8 +50,9 @@ pub fn file(lab: &Lab, files: usize) -> Result<Figures, LabError> {
 }
 
 /// A directory of many files.
-pub fn burst(lab: &Lab) -> Result<Figures, LabError> {
+pub fn burst(lab: &Lab, deletions: &Deletions) -> Result<Figures, LabError> {
     let new = format!("{TREE}/{PLANTED}/{NEW}");
+    deletions.forget();
     write_burst(&on_host(NodeName::Node1, &new).join("hand"))?;
     let done = run(
         lab,
@@ -65,8 +66,9 @@ pub fn burst(lab: &Lab) -> Result<Figures, LabError> {
 }
 
 /// The whole tree.
-pub fn empty(lab: &Lab) -> Result<Figures, LabError> {
-    tree::empty(&on_host(NodeName::Node2, TREE))?;
+pub fn empty(lab: &Lab, deletions: &Deletions) -> Result<Figures, LabError> {
+    deletions.forget();
+    tree::empty(NodeName::Node2, &on_host(NodeName::Node2, TREE))?;
     let done = run(
         lab,
         &format!("clock rsync -a -e '{SSH}' {TREE}/ kept:{TREE}/"),

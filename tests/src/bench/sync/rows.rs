@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::meter::{Memory, Meter};
 use super::subject::{Subject, on_host, place};
 use super::table::{Figure, Line};
-use super::tree::{self, Expected, NEW, PLANTED, seconds_until};
+use super::tree::{self, Deletions, Expected, NEW, PLANTED, seconds_until};
 use super::{Row, median};
 use crate::{Lab, LabError, NodeName, Side, at, tell};
 
@@ -38,6 +38,7 @@ pub type Figures = Vec<(Line, Figure)>;
 pub struct Run<'a> {
     lab: &'a Lab,
     subject: &'a dyn Subject,
+    deletions: &'a Deletions,
     /// The planted files on node1 and on node2.
     here: PathBuf,
     there: PathBuf,
@@ -48,11 +49,18 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// `files` are planted.
-    pub fn new(lab: &'a Lab, subject: &'a dyn Subject, files: usize, limit: Duration) -> Self {
+    pub fn new(
+        lab: &'a Lab,
+        subject: &'a dyn Subject,
+        deletions: &'a Deletions,
+        files: usize,
+        limit: Duration,
+    ) -> Self {
         let base = |node| on_host(node, subject.tree()).join(PLANTED);
         Self {
             lab,
             subject,
+            deletions,
             here: base(NodeName::Node1),
             there: base(NodeName::Node2),
             files,
@@ -188,7 +196,7 @@ impl<'a> Run<'a> {
     /// Writes the files of a burst; when it began, and what is to appear.
     fn burst_here(&self, name: &str) -> Result<(Instant, Expected), LabError> {
         let expected = Expected::burst(&self.new_there(name));
-        tree::quiet();
+        self.deletions.forget();
         let since = Instant::now();
         write_burst(&self.new_here(name))?;
         tell(&format!(
@@ -229,12 +237,14 @@ impl<'a> Run<'a> {
             return Ok(figures);
         }
         let mut expected = Expected::burst(&new);
-        tree::quiet();
+        self.deletions.forget();
         let since = Instant::now();
         fs::rename(&from, &to).map_err(at(&from))?;
         let took = seconds_until(since, self.limit, || {
             expected.complete() && tree::gone(&old)
         });
+        // Some send a new directory and delete the old one.
+        self.deletions.happened();
         figures.push((Line::Rename, self.figure(took)));
         if took.is_none() && !self.begin_with("moved")? {
             return Ok(figures);
@@ -243,6 +253,7 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         tree::remove(&to)?;
         let took = seconds_until(since, self.limit, || tree::gone(&new));
+        self.deletions.happened();
         figures.push((Line::Delete, self.figure(took)));
         Ok(figures)
     }
@@ -396,11 +407,12 @@ impl<'a> Run<'a> {
     fn empty(&mut self) -> Result<Figures, LabError> {
         self.end()?;
         // All of it, with whatever a subject keeps there: as on a new node.
-        tree::empty(&on_host(NodeName::Node2, self.subject.tree()))?;
+        let node = NodeName::Node2;
+        tree::empty(node, &on_host(node, self.subject.tree()))?;
         self.subject.forget()?;
         let mut expected = Expected::like(&self.here, &self.there)?;
         self.subject.prepare(self.lab)?;
-        tree::quiet();
+        self.deletions.forget();
         let since = Instant::now();
         self.subject.start(self.lab)?;
         let took = self.all(since, &mut expected);

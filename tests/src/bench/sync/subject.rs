@@ -1,10 +1,12 @@
 //! What is measured: our daemon, and what else keeps two trees in step over rsync and ssh.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use observe::SyncState;
 
 use super::tree;
-use crate::{Lab, LabError, NodeName, at, node};
+use crate::{Lab, LabError, NodeName, at, mirror};
 
 use NodeName::{Node1, Node2};
 
@@ -69,22 +71,10 @@ pub trait Subject {
 pub struct Ours;
 
 const OUR_UNIT: &str = "sync-realtime";
+const STATUS: &str = "/run/keepalived-companion/sync.json";
 
-impl Ours {
-    /// Where the daemon on node1 tells how it is. /run is a file system of the node's own, so it is
-    /// not below its root.
-    fn status_file() -> Result<PathBuf, LabError> {
-        let leader = node::leader(Node1).ok_or(LabError::Off(Node1))?;
-        Ok(PathBuf::from(format!(
-            "/proc/{leader}/root/run/keepalived-companion/sync.json"
-        )))
-    }
-
-    fn status() -> Result<serde_json::Value, LabError> {
-        let text = fs::read(Self::status_file()?).unwrap_or_default();
-        Ok(serde_json::from_slice(&text).unwrap_or_default())
-    }
-}
+/// Without the daemon they would start it again, or move the VIP away.
+const CHECKS: [&str; 2] = ["check-sync", "check-inotify"];
 
 impl Subject for Ours {
     fn name(&self) -> &'static str {
@@ -96,7 +86,7 @@ impl Subject for Ours {
     }
 
     fn tree(&self) -> &'static str {
-        "/var/www/html"
+        mirror::TREE
     }
 
     fn owner(&self) -> &'static str {
@@ -114,12 +104,8 @@ impl Subject for Ours {
     }
 
     fn prepare(&self, lab: &Lab) -> Result<(), LabError> {
-        for node in NodeName::ALL {
-            lab.exec(node, &["systemctl", "unmask", "--runtime", OUR_UNIT])?
-                .success()?;
-        }
         // What the last run said is not news.
-        drop(fs::remove_file(Self::status_file()?));
+        drop(fs::remove_file(mirror::inside(Node1, STATUS)?));
         lab.exec(Node2, &["systemctl", "start", OUR_UNIT])?
             .success()?;
         Ok(())
@@ -132,10 +118,8 @@ impl Subject for Ours {
     }
 
     fn stop(&self, lab: &Lab) -> Result<(), LabError> {
-        // The standby first: the active node is not to be the only one without it.
-        for node in [Node2, Node1] {
-            // Masked, or a check starts it again.
-            lab.exec(node, &["systemctl", "mask", "--runtime", "--now", OUR_UNIT])?
+        for node in NodeName::ALL {
+            lab.exec(node, &["systemctl", "stop", OUR_UNIT])?
                 .success()?;
         }
         Ok(())
@@ -147,7 +131,8 @@ impl Subject for Ours {
     }
 
     fn in_sync(&self) -> Result<Option<bool>, LabError> {
-        Ok(Some(Self::status()?["state"] == "in-sync"))
+        let status = mirror::status(Node1)?;
+        Ok(Some(status.is_some_and(|s| s.state == SyncState::InSync)))
     }
 
     fn tells_ready(&self) -> bool {
@@ -159,9 +144,9 @@ impl Subject for Ours {
     }
 
     fn tries(&self) -> Result<u64, LabError> {
-        Self::status()?["retries"]
-            .as_u64()
-            .ok_or_else(|| LabError::Unfit("sync.json tells no retries".to_owned()))
+        mirror::status(Node1)?
+            .map(|status| status.retries)
+            .ok_or_else(|| LabError::Unfit("sync-realtime tells nothing".to_owned()))
     }
 }
 
@@ -379,6 +364,40 @@ pub fn furnish(lab: &Lab) -> Result<(), LabError> {
         .as_bytes(),
     )?;
     link_rsync()
+}
+
+fn checks() -> impl Iterator<Item = PathBuf> {
+    NodeName::ALL.into_iter().flat_map(|node| {
+        CHECKS.map(|check| on_host(node, "/usr/libexec/keepalived-companion").join(check))
+    })
+}
+
+/// Lets the checks of the daemon be content with everything.
+pub fn hush_checks() -> Result<(), LabError> {
+    for check in checks().filter(|check| check.exists()) {
+        let content = check.with_extension("content");
+        fs::hard_link(&check, kept(&check))
+            .and_then(|()| std::os::unix::fs::symlink("/usr/bin/true", &content))
+            // In one step: Keepalived finds either.
+            .and_then(|()| fs::rename(&content, &check))
+            .map_err(at(&check))?;
+    }
+    Ok(())
+}
+
+/// Ends what [`hush_checks`] began.
+pub fn restore_checks() -> Result<(), LabError> {
+    for check in checks() {
+        let kept = kept(&check);
+        if kept.exists() {
+            fs::rename(&kept, &check).map_err(at(&check))?;
+        }
+    }
+    Ok(())
+}
+
+fn kept(check: &Path) -> PathBuf {
+    check.with_extension("kept")
 }
 
 /// Takes everything back. All of it is tried; the first failure is told.

@@ -1,15 +1,18 @@
 //! The trees that are kept in step, written and looked at from the host: both nodes' files are
 //! below one kernel, so one clock does.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use process::Program;
 
-use crate::{LabError, at};
+use super::subject::place;
+use crate::{LabError, NodeName, at};
 
 /// Files in a directory.
 const FILES: usize = 10;
@@ -110,24 +113,54 @@ pub fn remove(path: &Path) -> Result<(), LabError> {
     }
 }
 
-/// Removes everything in a directory.
-pub fn empty(path: &Path) -> Result<(), LabError> {
-    for entry in fs::read_dir(path).map_err(at(path))? {
-        let entry = entry.map_err(at(path))?.path();
-        if entry.is_dir() && !entry.is_symlink() {
-            remove(&entry)?;
-        } else {
-            fs::remove_file(&entry).map_err(at(&entry))?;
+/// How long ext4 takes no inode again that was freed. Until then each new file searches through all
+/// of them, and 20,000 new files take 6 s instead of 1.
+const FREED: Duration = Duration::from_secs(65);
+
+/// The last time that many files were deleted.
+#[derive(Debug, Default)]
+pub struct Deletions(Cell<Option<Instant>>);
+
+impl Deletions {
+    /// Many files have been deleted just now.
+    pub fn happened(&self) {
+        self.0.set(Some(Instant::now()));
+    }
+
+    /// Waits until new files cost what they usually do.
+    pub fn forget(&self) {
+        quiet();
+        if let Some(last) = self.0.get() {
+            std::thread::sleep(FREED.saturating_sub(last.elapsed()));
         }
+    }
+}
+
+/// Takes something out of a tree without deleting it; it is deleted when all is over.
+pub fn put_aside(node: NodeName, path: &Path) -> Result<(), LabError> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let aside = place(node).join("aside");
+    fs::create_dir_all(&aside).map_err(at(&aside))?;
+    let name = NUMBER.fetch_add(1, Ordering::Relaxed).to_string();
+    match fs::rename(path, aside.join(name)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(at(path)(error)),
+        Err(_) | Ok(()) => Ok(()),
+    }
+}
+
+/// Leaves nothing in a node's directory.
+pub fn empty(node: NodeName, path: &Path) -> Result<(), LabError> {
+    for entry in fs::read_dir(path).map_err(at(path))? {
+        put_aside(node, &entry.map_err(at(path))?.path())?;
     }
     Ok(())
 }
 
-/// Makes the standby's planted tree as the active node's is, on the host, while nothing watches.
+/// Makes node2's planted tree as node1's is, on the host, while nothing watches.
 pub fn equalise(here: &Path, there: &Path) -> Result<(), LabError> {
-    for base in [here, there] {
+    for (node, base) in [(NodeName::Node1, here), (NodeName::Node2, there)] {
         let new = base.join(NEW);
-        remove(&new)?;
+        put_aside(node, &new)?;
         fs::create_dir_all(&new).map_err(at(&new))?;
     }
     Program::new("rsync")
