@@ -14,6 +14,11 @@ const SETTLE: Duration = Duration::from_millis(30);
 const QUIET: Duration = Duration::from_millis(50);
 /// ... or has waited for this long.
 const MAX_DELAY: Duration = Duration::from_secs(1);
+/// Deletions wait until there was none for so long: of a directory that is being removed only its own name is
+/// left in the end ...
+const GONE_QUIET: Duration = Duration::from_millis(40);
+/// ... or for this long.
+const GONE_DELAY: Duration = Duration::from_millis(600);
 /// The other half of a rename comes within this time.
 pub const MOVE_PATIENCE: Duration = Duration::from_millis(10);
 
@@ -40,6 +45,8 @@ pub struct Mark {
     due: Instant,
     /// Deleted files that it stands for, as far as they were counted.
     pub lost: u64,
+    /// Its last change was that it went away.
+    gone: bool,
     /// A directory of this name has gone. If another one stands there when it is sent, what the first one
     /// held is to be found over there by a comparison: its own names were forgotten with it.
     pub vacated: bool,
@@ -67,6 +74,7 @@ pub struct Rename {
 pub struct Queue {
     marks: HashMap<Key, Mark>,
     renames: VecDeque<Rename>,
+    last_gone: Option<Instant>,
 }
 
 impl Queue {
@@ -76,6 +84,7 @@ impl Queue {
             first: now,
             due: now + MAX_DELAY,
             lost: 0,
+            gone: false,
             vacated: false,
             waiters: Vec::new(),
         });
@@ -91,8 +100,10 @@ impl Queue {
         } else {
             due.min(mark.due)
         };
-        if change == Change::Gone {
+        mark.gone = change == Change::Gone;
+        if mark.gone {
             mark.lost = mark.lost.max(1);
+            self.last_gone = Some(now);
         }
     }
 
@@ -102,6 +113,7 @@ impl Queue {
             first: now,
             due: now,
             lost: 0,
+            gone: false,
             vacated: false,
             waiters: Vec::new(),
         });
@@ -164,7 +176,16 @@ impl Queue {
         limit: usize,
         busy: impl Fn(&Key) -> bool,
     ) -> Vec<(Key, Mark)> {
-        let ready = |key: &Key, mark: &Mark| mark.due <= now && !busy(key);
+        // A few deletions go along with what is sent anyway: of a file that was renamed into place, say.
+        let along = self.marks.len() <= FEW
+            && self
+                .marks
+                .iter()
+                .any(|(key, mark)| !mark.gone && mark.due <= now && !busy(key));
+        let ready = |key: &Key, mark: &Mark| {
+            let due = if along { mark.due } else { self.due(mark) };
+            due <= now && !busy(key)
+        };
         let waited: Vec<Key> = self
             .marks
             .iter()
@@ -205,7 +226,17 @@ impl Queue {
 
     /// When the next name is due; none when the queue is empty.
     pub fn next_due(&self) -> Option<Instant> {
-        self.marks.values().map(|mark| mark.due).min()
+        self.marks.values().map(|mark| self.due(mark)).min()
+    }
+
+    /// When a name is sent: a deletion not while others follow it.
+    fn due(&self, mark: &Mark) -> Instant {
+        match self.last_gone {
+            Some(last) if mark.gone && mark.waiters.is_empty() => mark
+                .due
+                .max((last + GONE_QUIET).min(mark.first + GONE_DELAY)),
+            Some(_) | None => mark.due,
+        }
     }
 
     /// Names and moves that wait.
@@ -224,6 +255,8 @@ impl Queue {
     }
 }
 
+/// So few names are not a directory that is being removed.
+const FEW: usize = 50;
 /// A batch of this size takes a few milliseconds more than one of a single name.
 const SMALL_BATCH: usize = 500;
 
@@ -280,6 +313,33 @@ mod tests {
             sent += taken(&mut queue, now).len();
         }
         assert_eq!(sent, 2);
+    }
+
+    #[test]
+    fn deletions_are_gathered_while_more_of_them_come() {
+        let (_, key) = keys();
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        for step in 0..10_u32 {
+            let now = start + Duration::from_millis(10) * step;
+            queue.mark(key(&step.to_string()), Change::Gone, now);
+            assert!(taken(&mut queue, now).is_empty());
+        }
+        let quiet = start + Duration::from_millis(90) + GONE_QUIET;
+        assert_eq!(queue.next_due(), Some(quiet));
+        assert_eq!(taken(&mut queue, quiet).len(), 10);
+        // Without an end they do not wait for ever, and a file that is made anew does not wait at all.
+        for step in 0..100_u32 {
+            let now = quiet + Duration::from_millis(10) * step;
+            queue.mark(key(&step.to_string()), Change::Gone, now);
+        }
+        let now = quiet + Duration::from_millis(990);
+        queue.mark(key("99"), Change::Whole, now);
+        assert_eq!(taken(&mut queue, now + GATHER).len(), 41);
+        let mut few = Queue::default();
+        few.mark(key("new.tmp"), Change::Gone, now);
+        few.mark(key("new"), Change::Whole, now);
+        assert_eq!(taken(&mut few, now + GATHER), ["new", "new.tmp"]);
     }
 
     #[test]

@@ -279,7 +279,7 @@ impl<'a> Run<'a> {
         let whole = (LARGE_MIB as u64) << 20;
         let sent = || tree::size(&there) == Some(whole);
         let underway = seconds_until(begun, self.limit, || {
-            sent() || arriving(&self.there.join(NEW))
+            sent() || arriving(&self.there.join(NEW)) || arriving(&self.there.join(OURS))
         });
         let mut worst: Option<f64> = None;
         let mut beside = 0;
@@ -455,6 +455,9 @@ fn write_large(path: &Path) -> Result<(), LabError> {
     }
     Ok(())
 }
+
+/// Where our own receiver keeps a file until it is whole.
+const OURS: &str = ".keepalived-companion/tmp";
 
 /// Whether a part of the large file is there, under whatever name it is received.
 fn arriving(directory: &Path) -> bool {
