@@ -18,7 +18,7 @@ const MAX_DELAY: Duration = Duration::from_secs(1);
 /// left in the end ...
 const GONE_QUIET: Duration = Duration::from_millis(40);
 /// ... or for this long.
-const GONE_DELAY: Duration = Duration::from_millis(600);
+const GONE_DELAY: Duration = MAX_DELAY;
 /// The other half of a rename comes within this time.
 pub const MOVE_PATIENCE: Duration = Duration::from_millis(10);
 
