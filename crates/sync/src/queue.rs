@@ -329,13 +329,13 @@ mod tests {
         assert_eq!(queue.next_due(), Some(quiet));
         assert_eq!(taken(&mut queue, quiet).len(), 10);
         // Without an end they do not wait for ever, and a file that is made anew does not wait at all.
-        for step in 0..100_u32 {
+        for step in 0..200_u32 {
             let now = quiet + Duration::from_millis(10) * step;
             queue.mark(key(&step.to_string()), Change::Gone, now);
         }
-        let now = quiet + Duration::from_millis(990);
-        queue.mark(key("99"), Change::Whole, now);
-        assert_eq!(taken(&mut queue, now + GATHER).len(), 41);
+        let now = quiet + Duration::from_millis(1990);
+        queue.mark(key("199"), Change::Whole, now);
+        assert_eq!(taken(&mut queue, now + GATHER).len(), 101);
         let mut few = Queue::default();
         few.mark(key("new.tmp"), Change::Gone, now);
         few.mark(key("new"), Change::Whole, now);
