@@ -13,6 +13,9 @@ use crate::{LIVE, LabError, NodeName, Side, Suite, VIP, at, image, network, tell
 /// `vrrp_startup_delay` of the shipped configuration, with a second for its first checks.
 const STARTUP_DELAY: f64 = 6.0;
 
+/// Roles that a fault has left come to rest within this time.
+const STANDS: Duration = Duration::from_secs(10);
+
 /// How the cluster is made.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -354,7 +357,9 @@ impl Lab {
             })
         })?;
         let other = primary.other();
-        if self.roles()?.writable != [primary] {
+        // A fault that has just ended may still move the roles: not before they stand is it known whose they are.
+        let stands = self.roles()?.writable == [primary] && self.settled(primary, STANDS).is_ok();
+        if !stands && self.roles()?.writable != [primary] {
             // VRRP gives the VIP back only when the other node leaves it.
             self.settled(other, limit)?;
             self.past_startup_delay(primary)?;

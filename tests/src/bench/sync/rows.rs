@@ -278,8 +278,9 @@ impl<'a> Run<'a> {
         let begun = Instant::now();
         let whole = (LARGE_MIB as u64) << 20;
         let sent = || tree::size(&there) == Some(whole);
+        let ours = on_host(NodeName::Node2, self.subject.tree()).join(OURS);
         let underway = seconds_until(begun, self.limit, || {
-            sent() || arriving(&self.there.join(NEW)) || arriving(&self.there.join(OURS))
+            sent() || arriving(&self.there.join(NEW)) || arriving(&ours)
         });
         let mut worst: Option<f64> = None;
         let mut beside = 0;
