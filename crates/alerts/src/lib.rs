@@ -6,6 +6,10 @@ pub mod cli;
 mod deliver;
 mod spool;
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
 use process::Program;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
@@ -65,4 +69,21 @@ pub fn wake() {
     if let Err(error) = started {
         log::warn!("{error}; the timer delivers later");
     }
+}
+
+/// A line with the local time, in the form of the original scripts' logs, in a file and in the journal.
+pub fn log_line(path: &Path, text: &str) {
+    let line = format!(
+        "{} - {text}\n",
+        jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S")
+    );
+    let written = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        log::error!("{}: {error}", path.display());
+    }
+    log::info!("{text}");
 }

@@ -1,16 +1,15 @@
 //! A real event for the watcher: a fresh token, written into each tree.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+use statefile::{OWN, open_own};
 
 use crate::clock::Moment;
 
-/// The directory of ours in each tree, and the file in it.
-const OWN: &str = ".keepalived-companion";
+/// The file in our directory of each tree.
 const PROBE: &str = "probe";
 
 /// Why a probe was not written.
@@ -35,31 +34,9 @@ pub(crate) fn written_at(token: &str) -> Option<f64> {
 
 /// Writes a token into a tree. It may hang when the disk does.
 pub(crate) fn write(tree: &Path, token: &str) -> Result<(), Obstacle> {
-    open(tree)
+    open_own(tree, PROBE, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)
         .and_then(|mut file| file.write_all(token.as_bytes()))
         .map_err(|error| obstacle(tree, &error))
-}
-
-/// The tree belongs to the web server, which could put its own directory, with a link to any file of root in
-/// it, in the place of ours. So no link is followed, and nobody else may be able to write there.
-fn open(tree: &Path) -> io::Result<File> {
-    let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let tree = openat(CWD, tree, directory, Mode::empty())?;
-    let own = openat(&tree, OWN, directory | OFlags::NOFOLLOW, Mode::empty())?;
-    let found = fstat(&own)?;
-    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
-        return Err(io::Error::new(
-            ErrorKind::PermissionDenied,
-            "others than root can write there; remove it, and restart sync-realtime",
-        ));
-    }
-    let file = openat(
-        &own,
-        PROBE,
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::from_raw_mode(0o600),
-    )?;
-    Ok(File::from(file))
 }
 
 fn obstacle(tree: &Path, error: &io::Error) -> Obstacle {

@@ -1,7 +1,6 @@
 //! What others are told: the failover log, alerts, and the verdicts that checks read.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
 use alerts::Severity;
@@ -13,19 +12,7 @@ use statefile::{Durability, replace_json};
 
 /// A line in the failover log, in the original's form.
 pub fn failover_log(settings: &Settings, text: &str) {
-    let line = format!(
-        "{} - {text}\n",
-        jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S")
-    );
-    let written = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&settings.paths.failover_log)
-        .and_then(|mut file| file.write_all(line.as_bytes()));
-    if let Err(error) = written {
-        log::error!("{}: {error}", settings.paths.failover_log.display());
-    }
-    log::info!("{text}");
+    alerts::log_line(&settings.paths.failover_log, text);
 }
 
 /// An alert and a line in the failover log.

@@ -64,12 +64,12 @@ impl Program {
             .map_err(|source| self.not_spawned(source))?;
         let pid = Pid::from_child(&child);
         let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-        let wait = |timeout: Duration, wake: Option<&dyn AsFdRef>| -> io::Result<bool> {
+        let wait = |timeout: Duration, wake: Option<BorrowedFd<'_>>| -> io::Result<bool> {
             let timeout = timeout
                 .try_into()
                 .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
             let mut fds = vec![PollFd::new(&exit, PollFlags::IN)];
-            fds.extend(wake.map(|w| PollFd::from_borrowed_fd(w.fd(), PollFlags::IN)));
+            fds.extend(wake.map(|w| PollFd::from_borrowed_fd(w, PollFlags::IN)));
             match poll(&mut fds, Some(&timeout)) {
                 Ok(_) => Ok(!fds[0].revents().is_empty()),
                 Err(rustix::io::Errno::INTR) => Ok(false),
@@ -77,7 +77,7 @@ impl Program {
             }
         };
         while go_on() {
-            if wait(Duration::from_secs(1), Some(&wake)).map_err(failed)? {
+            if wait(Duration::from_secs(1), Some(wake.as_fd())).map_err(failed)? {
                 return child.wait().map_err(failed);
             }
         }
@@ -89,17 +89,6 @@ impl Program {
         Err(ProcessError::Stopped {
             command: self.command_line(),
         })
-    }
-}
-
-/// A file descriptor behind a reference of any type.
-trait AsFdRef {
-    fn fd(&self) -> BorrowedFd<'_>;
-}
-
-impl<T: AsFd> AsFdRef for T {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.as_fd()
     }
 }
 

@@ -1,5 +1,7 @@
 //! State files: replaced at once by a rename, so that a reader sees the old or the new one whole;
-//! on the disk when the caller says so.
+//! on the disk when the caller says so. And files of ours in a tree of somebody else's.
+
+mod own;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+pub use own::{OWN, open_own};
 
 /// What must be true when the file is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

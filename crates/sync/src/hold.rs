@@ -50,12 +50,7 @@ mod tests {
     #[test]
     fn a_hold_outlasts_a_restart_and_ends_with_a_word() {
         let directory = tempfile::tempdir().unwrap();
-        let text = format!(
-            "[cluster]\nvip = \"192.0.2.1\"\n[[node]]\nname = \"a\"\nprivate = \"192.0.2.2\"\nfront = \"192.0.2.3\"\n\
-             [paths]\nstate = \"{}\"\n",
-            directory.path().display()
-        );
-        let settings = settings::parse(&text, std::path::Path::new("c"), Some("a")).unwrap();
+        let settings = crate::settings_in(directory.path());
         let mut state = State::default();
         assert_eq!(kept(&settings), None);
         begin(&settings, &mut state, "first".to_owned());

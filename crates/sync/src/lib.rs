@@ -31,3 +31,14 @@ mod tell;
 mod watch;
 
 pub use cli::{realtime, receive};
+
+/// The least settings of a node, for tests.
+#[cfg(test)]
+fn settings_in(state: &std::path::Path) -> settings::Settings {
+    let text = format!(
+        "[cluster]\nvip = \"192.0.2.1\"\n[[node]]\nname = \"a\"\nprivate = \"192.0.2.2\"\nfront = \"192.0.2.3\"\n\
+         [paths]\nstate = \"{}\"\n",
+        state.display()
+    );
+    settings::parse(&text, std::path::Path::new("c"), Some("a")).unwrap()
+}

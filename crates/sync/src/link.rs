@@ -77,7 +77,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects and says hello. Gives the link, the standby's boot and the token of its complete state.
+    /// Connects and says hello. Gives the link and the token of the standby's complete state.
     pub fn open(
         settings: &Settings,
         peer: &Node,
@@ -124,7 +124,7 @@ impl Link {
                 .collect(),
         };
         match link.ask(&hello, ANSWER)? {
-            Response::Welcome { complete, .. } => Ok((link, complete)),
+            Response::Welcome { complete } => Ok((link, complete)),
             other => Err(unexpected(&other)),
         }
     }
@@ -297,20 +297,20 @@ impl Link {
         Ok(self.transfer(tree, Content::Compared).start()?)
     }
 
-    /// Starts rsyncs ahead of their work: connecting takes longer than sending. One for each call.
-    pub fn prepare(&mut self, index: u16, tree: &TreeState) -> Result<bool, LinkError> {
+    /// Starts an rsync ahead of its work, if few wait: connecting takes longer than sending.
+    pub fn prepare(&mut self, index: u16, tree: &TreeState) -> Result<(), LinkError> {
         let waiting = &mut self.waiting[usize::from(index)];
         waiting.retain_mut(|(running, since)| since.elapsed() < WAITING_AGE && !running.ended());
         if waiting.len() >= WAITING {
-            return Ok(false);
+            return Ok(());
         }
         let started = self.transfer(tree, Content::Compared).start()?;
         self.waiting[usize::from(index)].push_back((started, Instant::now()));
-        Ok(true)
+        Ok(())
     }
 
     /// Ends the rsyncs that wait.
-    pub fn forget_waiting(&mut self) {
+    fn forget_waiting(&mut self) {
         for waiting in &mut self.waiting {
             waiting.clear();
         }

@@ -342,10 +342,7 @@ fn greet(
         .filter(|c| c.from == from && c.epoch == epoch && c.boot_id == boot_id)
         .map(|c| c.token);
     clear_temporary(settings);
-    Ok((
-        Hello { from, epoch, roots },
-        Response::Welcome { boot_id, complete },
-    ))
+    Ok((Hello { from, epoch, roots }, Response::Welcome { complete }))
 }
 
 /// What killed rsyncs left; only while none runs.

@@ -7,13 +7,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-use statefile::{Durability, StateFileError, read_json, replace_json};
+pub use statefile::OWN;
+use statefile::{Durability, StateFileError, open_own, read_json, replace_json};
 
-/// The directory of ours in each root; never sent, and closed to everybody but root.
-pub const OWN: &str = ".keepalived-companion";
 /// Written and removed at the start of a connection, to see that both arrive.
 pub const CANARY: &str = ".keepalived-companion-canary";
 /// Written by check-inotify, to see that the watcher notices.
@@ -81,29 +80,6 @@ pub fn own(root: &Path, name: &str) -> PathBuf {
 /// Whether a name in the root is ours.
 pub fn is_own(name: &[u8]) -> bool {
     name == OWN.as_bytes() || name == CANARY.as_bytes()
-}
-
-/// A file of ours in a root. The tree belongs to the web server, which could put its own directory with a
-/// link to any file of root in the place of ours: no link is followed, and nobody else may be able to write
-/// there.
-pub fn open_own(root: &Path, name: &str, flags: OFlags) -> io::Result<File> {
-    let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, root, directory, Mode::empty())?;
-    let own = openat(&root, OWN, directory | OFlags::NOFOLLOW, Mode::empty())?;
-    let found = fstat(&own)?;
-    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("others than root can write in {OWN}; remove it"),
-        ));
-    }
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(File::from(openat(
-        &own,
-        name,
-        flags,
-        Mode::from_raw_mode(0o600),
-    )?))
 }
 
 /// Replaces the content of a file of ours.

@@ -44,9 +44,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Hello`].
     Welcome {
-        /// The standby's boot: what was not flushed before another one may be lost.
-        boot_id: String,
-        /// The token of the last [`Request::Complete`] of this epoch and this boot.
+        /// The token of the last [`Request::Complete`] of this epoch and this boot of the standby: what was not
+        /// flushed before another boot may be lost.
         complete: Option<String>,
     },
     /// Done.
