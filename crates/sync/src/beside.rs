@@ -2,6 +2,7 @@
 //! is sent as ever.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,14 +11,14 @@ use alerts::Severity;
 use process::Program;
 use settings::Settings;
 
-use crate::batch::Entry;
+use crate::batch::{Entry, below};
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
 use crate::hold;
 use crate::link::complaint;
 use crate::outcome::{DeletionLimit, Outcome, outcome};
 use crate::queue::Change;
-use crate::state::{Filling, Seal, Shared, TreeState};
+use crate::state::{Filling, Shared, TreeState};
 use crate::tell;
 
 /// After a failure that is not a name's own: the connection may be about to be given up.
@@ -40,16 +41,16 @@ pub struct Beside {
 
 impl Beside {
     /// Sends large files, one after another.
-    pub fn send_large(&self, program: &Program, large: Vec<(Entry, u64)>) {
+    pub fn send_large(&self, root: &Path, program: &Program, large: Vec<(Entry, u64)>) {
         for (entry, size) in large {
             let start = Instant::now();
             let mut list = b"./".to_vec();
             list.extend_from_slice(&entry.path);
             list.push(0);
             let path = String::from_utf8_lossy(&entry.path).into_owned();
-            let ended = program
-                .start()
-                .and_then(|running| running.finish(&list, |_| (), || self.may_send()));
+            let ended = program.start().and_then(|running| {
+                running.finish(&list, |_| (), || self.shared.lock().may_send())
+            });
             let (fate, why) = match &ended {
                 Ok(output) => (outcome(output.status.code()), complaint(output)),
                 Err(error) => (Outcome::Retry, error.to_string()),
@@ -71,17 +72,10 @@ impl Beside {
                     )
                 }
                 Outcome::Partial => {
-                    let waiters = entry.mark.waiters.clone();
-                    let first = standby.set_aside(entry.key, entry.mark, &why, Instant::now());
-                    state.answer(self.index, &waiters, Err(&why));
-                    let text = format!(
-                        "{} cannot take {path}: {why}; everything else is sent",
-                        self.name
-                    );
-                    if first {
-                        alerts::raise(&self.settings, "sync-path", Severity::Warning, &text);
-                    }
-                    text
+                    drop(state);
+                    self.set_aside(entry, root, &why);
+                    self.shared.notify();
+                    continue;
                 }
                 Outcome::Hold | Outcome::Unsupported | Outcome::Retry => {
                     let due = Instant::now() + PAUSE;
@@ -95,9 +89,22 @@ impl Beside {
         }
     }
 
-    fn may_send(&self) -> bool {
-        let state = self.shared.lock();
-        !state.stopped && state.seal != Some(Seal::Closed)
+    /// A name cannot be transferred: see [`crate::state::State::set_aside`]. Everything else goes on.
+    pub fn set_aside(&self, entry: Entry, root: &Path, why: &str) {
+        let path = below(root, &entry.path);
+        let told = self
+            .shared
+            .lock()
+            .set_aside(self.index, entry, why, Instant::now());
+        if told {
+            let text = format!(
+                "{} cannot take {}: {why}; everything else is sent",
+                self.name,
+                path.display()
+            );
+            tell::log(&self.settings, &text);
+            alerts::raise(&self.settings, "sync-path", Severity::Warning, &text);
+        }
     }
 
     /// Compares, and notes each difference as a name, which is looked at again when its turn comes.
@@ -154,9 +161,7 @@ impl Beside {
         let mut state = self.shared.lock();
         let state = &mut *state;
         let (_, _, files) = state.dirs.totals(tree_index);
-        if self.limit.exceeded(differences.extraneous, files)
-            && state.allowed_until.is_none_or(|until| until < now)
-        {
+        if state.needs_word(self.limit, differences.extraneous, files, now) {
             let why = format!(
                 "{} has {} names that {} here has not, where {files} files are left: nothing is sent until a \
                  person has looked. If they are to be deleted there: sync-realtime --release",
@@ -196,9 +201,11 @@ impl Beside {
             let queue = &mut state.standbys[self.index].queue;
             queue.mark(key.clone(), Change::Whole, now);
             if cut {
-                // Or it is here, and the watcher has not come to it yet: it is compared again then.
                 queue.vacate(&key, 0);
-                state.unknown.push(key);
+                // If it is here, the watcher has not come to it yet: it is compared again then.
+                if compare::is_directory(&tree.path, path) {
+                    state.unknown.push(key);
+                }
             }
         }
     }

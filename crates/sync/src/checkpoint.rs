@@ -48,24 +48,38 @@ fn trees(settings: &Settings) -> String {
     format!("{told:?}")
 }
 
-fn clock() -> (f64, f64) {
-    let wall = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()
-        .as_secs_f64();
+        .as_secs_f64()
+}
+
+/// Seconds since 1970.
+pub fn wall_clock() -> f64 {
+    seconds(SystemTime::now())
+}
+
+fn clock() -> (f64, f64) {
+    let wall = wall_clock();
     (wall, wall - observe::uptime_seconds())
 }
 
 impl Checkpoint {
-    /// The present moment; none when too much is set aside to be listed.
-    pub fn now(epoch: u64, token: &str, pending: Vec<(u16, Vec<u8>)>) -> Option<Self> {
-        let (at, clock_offset) = clock();
+    /// Everything until a moment was acknowledged; none when too much is set aside to be listed.
+    pub fn new(
+        settings: &Settings,
+        epoch: u64,
+        token: &str,
+        until: SystemTime,
+        pending: Vec<(u16, Vec<u8>)>,
+    ) -> Option<Self> {
+        let (_, clock_offset) = clock();
         (pending.len() <= MOST_PENDING).then(|| Self {
             epoch,
             boot_id: observe::boot_id(),
             token: token.to_owned(),
-            trees: String::new(),
-            at,
+            trees: trees(settings),
+            at: seconds(until),
             clock_offset,
             pending,
         })
@@ -77,16 +91,7 @@ impl Checkpoint {
         settings: &Settings,
         standby: &str,
     ) -> Result<(), statefile::StateFileError> {
-        let checkpoint = Self {
-            trees: trees(settings),
-            ..self.clone()
-        };
-        replace_json(
-            &file(settings, standby),
-            0o600,
-            &checkpoint,
-            Durability::Visible,
-        )
+        replace_json(&file(settings, standby), 0o600, self, Durability::Visible)
     }
 
     /// The last one, when a start in this epoch can go on from it.
@@ -160,7 +165,17 @@ mod tests {
 
     #[test]
     fn too_much_set_aside_is_no_checkpoint() {
-        assert!(Checkpoint::now(1, "t", vec![(0, Vec::new()); 1000]).is_some());
-        assert!(Checkpoint::now(1, "t", vec![(0, Vec::new()); 1001]).is_none());
+        let settings = crate::settings_in(std::path::Path::new("/nowhere"));
+        let with = |pending| {
+            Checkpoint::new(
+                &settings,
+                1,
+                "t",
+                UNIX_EPOCH,
+                vec![(0, Vec::new()); pending],
+            )
+        };
+        assert!(with(1000).is_some());
+        assert!(with(1001).is_none());
     }
 }

@@ -35,7 +35,7 @@ pub struct Refused(String);
 /// Options that the sending side of this program uses, as rsync 3.2 to 3.5 hands them on. Nothing that
 /// reads (`--sender`), names another place (`--backup-dir`, `--log-file`, `--link-dest`, ...) or runs
 /// anything is among them.
-const LONG: [&str; 13] = [
+const LONG: [&str; 14] = [
     "--force",
     "--delete-missing-args",
     "--numeric-ids",
@@ -44,6 +44,7 @@ const LONG: [&str; 13] = [
     "--delete-before",
     "--delete-delay",
     "--delete-after",
+    "--ignore-errors",
     "--no-r",
     "--no-recursive",
     "--ignore-existing",

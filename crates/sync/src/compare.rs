@@ -16,13 +16,21 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// rsync's options, beyond those of a transfer.
+    /// rsync's options, beyond those of a transfer. A directory that is renamed or removed meanwhile is an error
+    /// to rsync, and it would then keep quiet about everything that the standby has too much, elsewhere also.
     pub fn options(&self) -> &'static [&'static str] {
         match self {
-            Self::Whole => &["-n", "--delete", "--out-format=%i %l %n", "-r"],
+            Self::Whole => &[
+                "-n",
+                "--delete",
+                "--ignore-errors",
+                "--out-format=%i %l %n",
+                "-r",
+            ],
             Self::Below(_) => &[
                 "-n",
                 "--delete",
+                "--ignore-errors",
                 "--out-format=%i %l %n",
                 "-r",
                 "--from0",
@@ -31,6 +39,7 @@ impl Scope {
             Self::NamesInRoot => &[
                 "-n",
                 "--delete",
+                "--ignore-errors",
                 "--out-format=%i %l %n",
                 "-d",
                 "--no-r",

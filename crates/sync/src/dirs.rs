@@ -295,6 +295,18 @@ impl Dirs {
         Some(path)
     }
 
+    /// Whether a directory is another one, or lies below it.
+    pub fn is_within(&self, id: NodeId, other: NodeId) -> bool {
+        let mut at = Some(id);
+        while let Some(dir) = at {
+            if dir == other {
+                return true;
+            }
+            at = self.node(dir).and_then(|node| node.parent);
+        }
+        false
+    }
+
     /// Where a directory stands in its parent; none for a root.
     pub fn key(&self, id: NodeId) -> Option<Key> {
         let node = self.node(id)?;
@@ -412,6 +424,7 @@ mod tests {
         assert_eq!((key.dir, &*key.name), (b, &b"file"[..]));
         assert_eq!(dirs.path_of(&key).unwrap(), b"new/b/file");
         assert_eq!(dirs.find(root, b"nowhere/file"), None);
+        assert!(dirs.is_within(b, a) && dirs.is_within(a, a) && !dirs.is_within(a, b));
     }
 
     #[test]

@@ -100,6 +100,7 @@ fn begin(
     shared: &Arc<Shared>,
 ) {
     let start = Instant::now();
+    state.read_until = Some(SystemTime::now());
     let trees = state.trees.clone();
     let mut tokens = Vec::new();
     if let Some(epoch) = epoch {

@@ -63,8 +63,6 @@ pub struct Rename {
     pub from: Vec<u8>,
     /// Its new path.
     pub to: Vec<u8>,
-    /// Its old place.
-    pub old: Key,
     /// Its new place.
     pub new: Key,
 }
@@ -244,11 +242,6 @@ impl Queue {
         self.marks.len() + self.renames.len()
     }
 
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.marks.is_empty() && self.renames.is_empty()
-    }
-
     /// The oldest change that is not sent.
     pub fn oldest(&self) -> Option<Instant> {
         self.marks.values().map(|mark| mark.first).min()
@@ -298,7 +291,7 @@ mod tests {
         assert!(taken(&mut queue, start).is_empty());
         assert_eq!(taken(&mut queue, start + GATHER), ["closed"]);
         assert_eq!(taken(&mut queue, start + SETTLE), ["new"]);
-        assert!(queue.is_empty());
+        assert_eq!(queue.len(), 0);
     }
 
     #[test]
@@ -383,6 +376,6 @@ mod tests {
         queue.mark(key("b"), Change::Gone, now);
         queue.wait(key("b"), 3, now);
         assert_eq!(queue.forget(&HashSet::from([root])), (2, vec![3]));
-        assert!(queue.is_empty());
+        assert_eq!(queue.len(), 0);
     }
 }

@@ -327,7 +327,7 @@ impl Service {
                 state
                     .standbys
                     .iter()
-                    .any(|s| s.connected && (!s.queue.is_empty() || s.in_flight > 0))
+                    .any(|s| s.connected && s.behind() > s.quarantine.len())
             };
             while state.held.is_none() && waiting(&state) && start.elapsed() < LAST_CALL {
                 state = engine.shared.wait(state, BUSY);

@@ -321,13 +321,7 @@ impl Desk {
             let behind = state
                 .standbys
                 .iter()
-                .map(|s| {
-                    s.queue.len()
-                        + s.in_flight
-                        + s.large.len()
-                        + s.compare.len()
-                        + usize::from(s.comparing)
-                })
+                .map(|s| s.behind() + state.unknown.len())
                 .max()
                 .unwrap_or(0);
             if behind == 0 || start.elapsed() >= limit || state.held.is_some() || state.stopped {

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use alerts::Severity;
 use process::{Finished, Output, Running};
@@ -12,7 +12,7 @@ use settings::{Node, Settings};
 
 use crate::batch::{self, Batch, Entry, Links};
 use crate::beside::Beside;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, wall_clock};
 use crate::compare::{self, Scope};
 use crate::dirs::Key;
 use crate::hold;
@@ -20,7 +20,7 @@ use crate::link::{Content, Link, LinkError, complaint, has_finished};
 use crate::outcome::{Backoff, DeletionLimit, Outcome, outcome};
 use crate::queue::{Change, Rename};
 use crate::root;
-use crate::state::{Seal, Shared, State, TreeState};
+use crate::state::{Shared, State, TreeState};
 use crate::tell;
 
 /// Most names in one run of rsync: a larger backlog is sent in several, so that its progress is seen
@@ -179,11 +179,9 @@ impl Worker {
         standby.refusing = false;
         standby.complete = known;
         if !known {
-            standby.compare = self
-                .trees
-                .iter()
-                .zip(0..)
-                .map(|(_, tree)| (tree, Scope::Whole))
+            standby.compare = (0..)
+                .zip(&self.trees)
+                .map(|(tree, _)| (tree, Scope::Whole))
                 .collect();
         }
         drop(state);
@@ -205,7 +203,11 @@ impl Worker {
     fn serve(&mut self, link: &mut Link) -> Result<(), Trouble> {
         loop {
             match self.next_work(link)? {
-                Work::Renames(renames) => self.rename(link, renames)?,
+                Work::Renames(renames) => {
+                    let done = self.rename(link, renames);
+                    self.shared.lock().standbys[self.index].in_flight = 0;
+                    done?;
+                }
                 Work::Send(entries) => self.send_all(link, entries)?,
                 Work::Compare(scopes) => self.compare(link, scopes),
                 Work::Flush(waiters) => self.flush_for(link, &waiters)?,
@@ -225,9 +227,7 @@ impl Worker {
                     return Err(Trouble::Stopped);
                 }
                 let now = Instant::now();
-                let sending = state.held.is_none()
-                    && state.lost_root.is_none()
-                    && state.seal != Some(Seal::Closed);
+                let sending = state.may_send() && state.held.is_none() && state.lost_root.is_none();
                 if sending && let Some(work) = self.work_now(&mut state, now) {
                     return Ok(work);
                 }
@@ -281,7 +281,9 @@ impl Worker {
             {
                 return None;
             }
-            return Some(Work::Renames(standby.queue.take_renames()));
+            let renames = standby.queue.take_renames();
+            standby.in_flight = renames.len();
+            return Some(Work::Renames(renames));
         }
         if !standby.comparing && !standby.compare.is_empty() {
             standby.comparing = true;
@@ -296,16 +298,13 @@ impl Worker {
             return None;
         }
         standby.in_flight = taken.len();
-        Some(Work::Send(state.resolve(taken)))
+        Some(Work::Send(state.resolve(self.index, taken)))
     }
 
     /// Nothing waits, and nothing is under way.
     fn finished(&self, state: &State) -> bool {
         let standby = &state.standbys[self.index];
-        standby.queue.len() == standby.quarantine.len()
-            && standby.large.is_empty()
-            && standby.compare.is_empty()
-            && !standby.comparing
+        standby.behind() + state.unknown.len() == standby.quarantine.len()
     }
 
     fn due_for_checkpoint(&self, state: &State) -> bool {
@@ -318,21 +317,24 @@ impl Worker {
 
     fn checkpoint(&mut self, link: &mut Link) -> Result<(), Trouble> {
         // What happens from here on belongs to the next one.
-        let (pending, complete) = {
+        let (pending, complete, until) = {
             let state = self.shared.lock();
+            let Some(until) = state.read_until.filter(|_| self.finished(&state)) else {
+                return Ok(());
+            };
             let standby = &state.standbys[self.index];
             let pending = standby
                 .quarantine
                 .keys()
                 .filter_map(|key| Some((state.dirs.tree(key.dir), state.dirs.path_of(key)?)))
                 .collect();
-            (pending, standby.complete)
+            (pending, standby.complete, until)
         };
         let token = match (&self.token, complete) {
             (Some(token), true) => token.clone(),
             _ => root::random(),
         };
-        let checkpoint = Checkpoint::now(self.epoch, &token, pending);
+        let checkpoint = Checkpoint::new(&self.settings, self.epoch, &token, until, pending);
         if complete && self.token.is_some() {
             link.flush()?;
         } else {
@@ -493,7 +495,6 @@ impl Worker {
             bytes,
             replaced,
         } = batch;
-
         self.start_large(link, &tree, large);
         if entries.is_empty() {
             return Ok(());
@@ -508,7 +509,7 @@ impl Worker {
             }
         };
         let start = Instant::now();
-        let finished = running.finish_until(&list, has_finished, || self.may_go_on());
+        let finished = running.finish_until(&list, has_finished, || self.shared.lock().may_send());
         let output = match finished {
             Ok(Finished::Ended(output)) => output,
             Ok(Finished::Early(running)) => {
@@ -585,12 +586,6 @@ impl Worker {
         }
     }
 
-    /// A transfer under way is given up when the service stops, not when it is slow.
-    fn may_go_on(&self) -> bool {
-        let state = self.shared.lock();
-        !state.stopped && state.seal != Some(Seal::Closed)
-    }
-
     /// Why these deletions need a person's word.
     fn hold(&self, index: u16, batch: &Batch) -> Option<String> {
         if batch.deletions == 0 {
@@ -603,12 +598,12 @@ impl Worker {
         let recent = &mut state.standbys[self.index].deletions;
         recent.retain(|(at, _)| now.saturating_duration_since(*at) < DELETION_WINDOW);
         let deletions = batch.deletions + recent.iter().map(|(_, count)| count).sum::<u64>();
-        if self.limit().exceeded(deletions, files)
-            && state.allowed_until.is_none_or(|until| until < now)
-        {
+        if state.needs_word(self.limit(), deletions, files, now) {
             return Some(self.too_many(deletions, files, index));
         }
-        recent.push((now, batch.deletions));
+        state.standbys[self.index]
+            .deletions
+            .push((now, batch.deletions));
         None
     }
 
@@ -709,23 +704,9 @@ impl Worker {
         let Some(entry) = entries.pop() else {
             return Ok(());
         };
-        let why = complaint(output);
-        let path = batch::below(&self.trees[usize::from(index)].path, &entry.path);
-        let mut state = self.shared.lock();
-        let waiters = entry.mark.waiters.clone();
-        state.answer(self.index, &waiters, Err(&why));
-        let standby = &mut state.standbys[self.index];
-        let first = standby.set_aside(entry.key, entry.mark, &why, Instant::now());
-        drop(state);
-        if first {
-            let text = format!(
-                "{} cannot take {}: {why}; everything else is sent",
-                self.peer.name,
-                path.display()
-            );
-            tell::log(&self.settings, &text);
-            alerts::raise(&self.settings, "sync-path", Severity::Warning, &text);
-        }
+        let root = &self.trees[usize::from(index)].path;
+        self.for_a_thread()
+            .set_aside(entry, root, &complaint(output));
         Ok(())
     }
 
@@ -745,8 +726,10 @@ impl Worker {
             standby.large = large.iter().map(|(entry, _)| entry.key.clone()).collect();
         }
         let (beside, program) = (self.for_a_thread(), link.transfer(tree, Content::Sent));
-        self.beside
-            .push(thread::spawn(move || beside.send_large(&program, large)));
+        let root = tree.path.clone();
+        self.beside.push(thread::spawn(move || {
+            beside.send_large(&root, &program, large);
+        }));
     }
 
     fn compare(&mut self, link: &Link, scopes: Vec<(u16, Scope)>) {
@@ -840,7 +823,7 @@ impl Worker {
     fn pause(&self, pause: Duration, told: &mut Told) {
         let start = Instant::now();
         let port = self.settings.peer.port;
-        let mut was_silent = observe::reachable(&self.settings, &self.peer, port).is_none();
+        let silent = observe::reachable(&self.settings, &self.peer, port).is_none();
         loop {
             let mut state = self.shared.lock();
             let step = Instant::now();
@@ -852,16 +835,14 @@ impl Worker {
             }
             drop(state);
             self.alert_when_due(told);
-            if !was_silent {
-                if start.elapsed() >= pause {
-                    return;
-                }
-                continue;
-            }
-            if observe::reachable(&self.settings, &self.peer, port).is_some() {
+            let over = if silent {
+                observe::reachable(&self.settings, &self.peer, port).is_some()
+            } else {
+                start.elapsed() >= pause
+            };
+            if over {
                 return;
             }
-            was_silent = true;
         }
     }
 }
@@ -874,11 +855,4 @@ fn all_entries(batch: Batch) -> Vec<Entry> {
 
 fn random_number() -> u64 {
     u64::from_str_radix(&root::random()[..8], 16).unwrap_or(0)
-}
-
-fn wall_clock() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
 }

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::batch::Entry;
 use crate::compare::Scope;
 use crate::dirs::{Dirs, Key, Name, NodeId};
+use crate::outcome::DeletionLimit;
 use crate::pattern::Patterns;
 use crate::queue::{Change, Mark, Queue, Rename};
 use crate::root::Identity;
@@ -60,7 +61,7 @@ pub struct StandbyState {
     pub large: HashSet<Key>,
     /// Who waits for large files that were sent and are not on the standby's disk yet.
     pub unflushed: Vec<u64>,
-    /// Names set aside: why, how often, and since when they are unsent.
+    /// Names that could not be sent: why, and how often.
     pub quarantine: HashMap<Key, (String, u32)>,
     /// It is connected and takes files.
     pub connected: bool,
@@ -171,6 +172,8 @@ pub struct State {
     /// Names that a comparison found to be directories which are not known here: if they are here, too, the
     /// watcher looks at them.
     pub unknown: Vec<Key>,
+    /// Every event before this moment has been read.
+    pub read_until: Option<SystemTime>,
     /// Overflows of the kernel's queue.
     pub overflows: u64,
     /// How many barriers were written and seen, each in its turn.
@@ -259,28 +262,20 @@ impl Shared {
     }
 }
 
+/// A name that failed may have been caught in the middle of a change: it is looked at again before anybody is told.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// First pause before a name that was set aside is tried again; doubled up to a minute.
 const SET_ASIDE: Duration = Duration::from_secs(1);
 const LONGEST_ASIDE: Duration = Duration::from_secs(60);
 
 impl StandbyState {
-    /// A name cannot be transferred: it is tried again later and later. Whether that is new.
-    pub fn set_aside(&mut self, key: Key, mut mark: Mark, why: &str, now: Instant) -> bool {
-        let (reason, tries) = self
-            .quarantine
-            .entry(key.clone())
-            .or_insert((String::new(), 0));
-        why.clone_into(reason);
-        *tries += 1;
-        let tries = *tries;
-        let pause = SET_ASIDE
-            .saturating_mul(1 << (tries - 1).min(6))
-            .min(LONGEST_ASIDE);
-        self.retries += 1;
-        // They have heard of it.
-        mark.waiters.clear();
-        self.queue.put_back([(key, mark)], now + pause);
-        tries == 1
+    /// What it lacks: names and moves that wait or are under way, and comparisons.
+    pub fn behind(&self) -> usize {
+        self.queue.len()
+            + self.in_flight
+            + self.large.len()
+            + self.compare.len()
+            + usize::from(self.comparing)
     }
 }
 
@@ -293,6 +288,22 @@ impl State {
         for standby in &mut self.standbys {
             standby.queue.mark(key.clone(), change, now);
         }
+    }
+
+    /// Whether a transfer may begin or go on: it is given up when the service stops, not when it is slow.
+    pub fn may_send(&self) -> bool {
+        !self.stopped && self.seal != Some(Seal::Closed)
+    }
+
+    /// Whether so many deletions need a person's word that nobody has given; `left` files remain.
+    pub fn needs_word(
+        &self,
+        limit: DeletionLimit,
+        deletions: u64,
+        left: u64,
+        now: Instant,
+    ) -> bool {
+        limit.exceeded(deletions, left) && self.allowed_until.is_none_or(|until| until < now)
     }
 
     /// Whether a name is excluded, or ours.
@@ -355,23 +366,51 @@ impl State {
                     tree,
                     from: from.clone(),
                     to: to.clone(),
-                    old: old.clone(),
                     new: new.clone(),
                 });
             }
         }
     }
 
-    /// Names of a batch with their paths; those whose directory is gone are dropped, since the directory's
-    /// own name stands for them.
-    pub fn resolve(&self, taken: Vec<(Key, Mark)>) -> Vec<(u16, Entry)> {
-        taken
-            .into_iter()
-            .filter_map(|(key, mark)| {
-                let path = self.dirs.path_of(&key)?;
-                Some((self.dirs.tree(key.dir), Entry { key, mark, path }))
-            })
-            .collect()
+    /// Names of a standby's batch with their paths; those whose directory is gone are dropped, since the
+    /// directory's own name stands for them.
+    pub fn resolve(&mut self, index: usize, taken: Vec<(Key, Mark)>) -> Vec<(u16, Entry)> {
+        let mut found = Vec::with_capacity(taken.len());
+        for (key, mark) in taken {
+            if let Some(path) = self.dirs.path_of(&key) {
+                found.push((self.dirs.tree(key.dir), Entry { key, mark, path }));
+            } else {
+                self.standbys[index].quarantine.remove(&key);
+                self.answer(index, &mark.waiters, Err("its directory is gone"));
+            }
+        }
+        found
+    }
+
+    /// A name cannot be sent to a standby: it is tried again later and later, and after the second try whoever
+    /// waits for it hears so. Whether a person is to be told, which is once.
+    pub fn set_aside(&mut self, index: usize, entry: Entry, why: &str, now: Instant) -> bool {
+        let (key, mut mark) = (entry.key, entry.mark);
+        let standby = &mut self.standbys[index];
+        standby.retries += 1;
+        let (reason, tries) = standby.quarantine.entry(key.clone()).or_default();
+        why.clone_into(reason);
+        *tries += 1;
+        let tries = *tries;
+        let pause = match tries {
+            1 => LOOK_AGAIN,
+            more => SET_ASIDE
+                .saturating_mul(1 << (more - 2).min(6))
+                .min(LONGEST_ASIDE),
+        };
+        let waiters = if tries > 1 {
+            std::mem::take(&mut mark.waiters)
+        } else {
+            Vec::new()
+        };
+        standby.queue.put_back([(key, mark)], now + pause);
+        self.answer(index, &waiters, Err(why));
+        tries == 2
     }
 
     /// Begins to wait for a name on every standby.
@@ -436,11 +475,11 @@ mod tests {
         (state, root)
     }
 
-    fn taken(state: &mut State, index: usize, now: Instant) -> Vec<String> {
+    fn taken_of(state: &mut State, index: usize, now: Instant) -> Vec<String> {
         let later = now + Duration::from_secs(2);
         let taken = state.standbys[index].queue.take(later, 1000, |_| false);
         let mut paths: Vec<String> = state
-            .resolve(taken)
+            .resolve(index, taken)
             .into_iter()
             .map(|(_, entry)| String::from_utf8_lossy(&entry.path).into_owned())
             .collect();
@@ -469,7 +508,7 @@ mod tests {
         }
         for index in 0..2 {
             assert_eq!(
-                taken(&mut state, index, now),
+                taken_of(&mut state, index, now),
                 ["a", "d/.keepalived-companion"]
             );
         }
@@ -491,7 +530,7 @@ mod tests {
             (&renames[0].from[..], &renames[0].to[..]),
             (&b"old"[..], &b"new"[..])
         );
-        assert_eq!(taken(&mut state, 0, now), ["new", "new/file", "old"]);
+        assert_eq!(taken_of(&mut state, 0, now), ["new", "new/file", "old"]);
     }
 
     #[test]
@@ -555,19 +594,42 @@ mod tests {
         };
         let mut now = Instant::now();
         let mut pauses = Vec::new();
+        let waiter = state.begin_wait(&key, now);
         for try_number in 0..9 {
-            state.standbys[0]
-                .queue
-                .mark(key.clone(), Change::Whole, now);
             let later = now + Duration::from_secs(100);
-            let (key, mark) = state.standbys[0].queue.take(later, 1, |_| false).remove(0);
-            let first = state.standbys[0].set_aside(key, mark, "no", now);
-            assert_eq!(first, try_number == 0);
+            let taken = state.standbys[0].queue.take(later, 1, |_| false);
+            let (_, entry) = state.resolve(0, taken).remove(0);
+            let told = state.set_aside(0, entry, "no", now);
+            assert_eq!(told, try_number == 1);
+            assert_eq!(state.waiting[&waiter].why.is_some(), try_number > 0);
             let due = state.standbys[0].queue.next_due().unwrap();
-            pauses.push(due.saturating_duration_since(now).as_secs());
+            pauses.push(due.saturating_duration_since(now).as_millis());
             now = due;
         }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(
+            pauses,
+            [50, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]
+        );
         assert_eq!(state.standbys[0].retries, 9);
+    }
+
+    #[test]
+    fn a_name_that_failed_and_whose_directory_is_gone_is_forgotten() {
+        let (mut state, root) = state(1);
+        let now = Instant::now();
+        let dir = state.dirs.add(root, &name("d"));
+        let key = Key {
+            dir,
+            name: name("f"),
+        };
+        let waiter = state.begin_wait(&key, now);
+        let taken = state.standbys[0].queue.take(now, 1, |_| false);
+        let (_, entry) = state.resolve(0, taken).remove(0);
+        // While it was under way.
+        state.remove_directory(dir, now);
+        state.set_aside(0, entry, "no", now);
+        assert_eq!(taken_of(&mut state, 0, now), ["d"]);
+        assert!(state.standbys[0].quarantine.is_empty());
+        assert!(state.waiting[&waiter].why.is_some());
     }
 }

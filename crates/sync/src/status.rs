@@ -115,10 +115,10 @@ fn empty(settings: &Settings) -> SyncStatus {
 }
 
 fn of_standby(state: &State, standby: &StandbyState, now: Instant) -> StandbyStatus {
-    let paths_behind = standby.queue.len() + standby.in_flight + standby.large.len();
+    let paths_behind = standby.behind() + state.unknown.len();
     let served = match (standby.connected, &standby.reason) {
         (true, _) if !standby.complete => Served::Filling,
-        (true, _) if paths_behind > 0 || standby.comparing => Served::Behind,
+        (true, _) if paths_behind > 0 => Served::Behind,
         (true, _) => Served::InSync,
         (false, None) => Served::Connecting,
         (false, Some(_)) if standby.refusing => Served::Refusing,
@@ -146,6 +146,8 @@ fn of_standby(state: &State, standby: &StandbyState, now: Instant) -> StandbySta
         quarantined: standby
             .quarantine
             .iter()
+            // One try may have met a change in its middle.
+            .filter(|(_, (_, tries))| *tries > 1)
             .take(LISTED)
             .map(|(key, (reason, _))| Quarantined {
                 path: state

@@ -68,7 +68,8 @@ pub struct Watcher {
     own: Vec<Option<i32>>,
     moves: Vec<Move>,
     pulse: Arc<Pulse>,
-    last_read: SystemTime,
+    /// What is known contradicts the events: everything is looked at again, as if events had been lost.
+    confused: bool,
     last_poll: Instant,
 }
 
@@ -104,7 +105,7 @@ impl Watcher {
             own,
             moves: Vec::new(),
             pulse,
-            last_read: SystemTime::now(),
+            confused: false,
             last_poll: Instant::now(),
         })
     }
@@ -268,7 +269,8 @@ impl Watcher {
             let overflow = self.read(&mut state, &mut buffer, now);
             self.expire_moves(&mut state, now);
             self.look_at_unknown(&mut state, now);
-            if overflow {
+            state.overflows += u64::from(overflow);
+            if overflow || std::mem::take(&mut self.confused) {
                 self.reconcile(&mut state, now);
             } else if self.last_poll.elapsed() > POLL {
                 self.poll_unwatched(&mut state, now);
@@ -289,6 +291,7 @@ impl Watcher {
     /// Takes in what the kernel has; whether its queue has overflowed.
     fn read(&mut self, state: &mut State, buffer: &mut [MaybeUninit<u8>], now: Instant) -> bool {
         let mut overflow = false;
+        let mut drained = false;
         let before = SystemTime::now();
         // The fd is borrowed by the reader while the events change the rest of `self`.
         let Ok(fd) = self.fd.try_clone() else {
@@ -306,7 +309,10 @@ impl Watcher {
                         Arc::from(event.file_name().map_or(&b""[..], |n| n.to_bytes()));
                     self.take_in(state, event.wd(), event.events(), event.cookie(), name, now);
                 }
-                Err(Errno::WOULDBLOCK) => break,
+                Err(Errno::WOULDBLOCK) => {
+                    drained = true;
+                    break;
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => {
                     log::error!("the kernel's events cannot be read: {error}");
@@ -315,8 +321,8 @@ impl Watcher {
                 }
             }
         }
-        if !overflow {
-            self.last_read = before;
+        if drained && !overflow {
+            state.read_until = Some(before);
         }
         overflow
     }
@@ -415,6 +421,11 @@ impl Watcher {
                 && state.dirs.contains(directory)
                 && state.dirs.tree(directory) == state.dirs.tree(key.dir)
             {
+                if state.dirs.is_within(key.dir, directory) {
+                    // No directory moves below itself: a look at the disk was ahead of the events.
+                    self.confused = true;
+                    return;
+                }
                 self.forget_child(state, key, now);
                 state.rename_directory(directory, key.dir, &key.name, now);
                 if self.is_another(state, directory) || is_directory(state, &old) {
@@ -511,11 +522,10 @@ impl Watcher {
         }
     }
 
-    /// Events were lost: looks at every directory again without dropping a watch.
+    /// Events were lost or not understood: looks at every directory again without dropping a watch.
     fn reconcile(&mut self, state: &mut State, now: Instant) {
-        state.overflows += 1;
-        let since = self.last_read - MARGIN;
-        self.last_read = SystemTime::now();
+        let since = state.read_until.unwrap_or(UNIX_EPOCH) - MARGIN;
+        state.read_until = Some(SystemTime::now());
         self.moves.clear();
         for standby in &mut state.standbys {
             // What they say may be half of the truth; the names that they concern are marked.
@@ -680,7 +690,7 @@ mod tests {
             let taken = self.state.standbys[0].queue.take(later, 1000, |_| false);
             let mut paths: Vec<String> = self
                 .state
-                .resolve(taken)
+                .resolve(0, taken)
                 .into_iter()
                 .map(|(_, entry)| String::from_utf8_lossy(&entry.path).into_owned())
                 .collect();
