@@ -1,7 +1,7 @@
 //! A program that is started ahead of its work and waits for its input.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
@@ -14,6 +14,8 @@ use crate::{OUTPUT_CAP, Output, ProcessError, Program};
 
 /// How often a wait asks whether it goes on.
 const LOOK: Duration = Duration::from_millis(200);
+/// The same, where a change wakes it.
+const WAKE: Duration = Duration::from_secs(1);
 
 /// A started program whose standard input is still open. Dropping it kills its process group.
 #[derive(Debug)]
@@ -42,12 +44,10 @@ impl Program {
     }
 }
 
-/// After SIGTERM a program gets this long to clean up: rsync removes its temporary file.
-const GRACE: Duration = Duration::from_millis(300);
-
 impl Program {
     /// Runs the program with this process's own standard input and output until it ends, or until
-    /// `go_on` says no: asked at first, whenever `wake` is readable, and once a second.
+    /// `go_on` says no: asked at first, whenever `wake` is readable, and once a second. Then it is killed at
+    /// once: at SIGTERM rsync sleeps for 0.4 s first (rsync.c, `sig_int`), and a promotion waits for its end.
     pub fn run_attached(
         &self,
         wake: impl AsFd,
@@ -57,35 +57,36 @@ impl Program {
             command: self.command_line(),
             source,
         };
-        let mut child = self
+        let child = self
             .command()
             .process_group(0)
             .spawn()
             .map_err(|source| self.not_spawned(source))?;
-        let pid = Pid::from_child(&child);
-        let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
-        let wait = |timeout: Duration, wake: Option<BorrowedFd<'_>>| -> io::Result<bool> {
-            let timeout = timeout
-                .try_into()
-                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let mut fds = vec![PollFd::new(&exit, PollFlags::IN)];
-            fds.extend(wake.map(|w| PollFd::from_borrowed_fd(w, PollFlags::IN)));
-            match poll(&mut fds, Some(&timeout)) {
-                Ok(_) => Ok(!fds[0].revents().is_empty()),
-                Err(rustix::io::Errno::INTR) => Ok(false),
-                Err(error) => Err(error.into()),
-            }
+        // Dropped before its end, it is killed.
+        let mut running = Running {
+            command: self.command_line(),
+            child,
+            reaped: false,
         };
+        let pid = Pid::from_child(&running.child);
+        let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
+        let look = WAKE
+            .try_into()
+            .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
         while go_on() {
-            if wait(Duration::from_secs(1), Some(wake.as_fd())).map_err(failed)? {
-                return child.wait().map_err(failed);
+            let mut fds = [
+                PollFd::new(&exit, PollFlags::IN),
+                PollFd::new(&wake, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&look)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+            if let Some(status) = running.end() {
+                return status.ok_or_else(|| failed(io::ErrorKind::Other.into()));
             }
         }
-        let _ = kill_process_group(pid, Signal::TERM);
-        if !wait(GRACE, None).map_err(failed)? {
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-        let _ = child.wait();
+        drop(running);
         Err(ProcessError::Stopped {
             command: self.command_line(),
         })
