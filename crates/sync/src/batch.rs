@@ -1,7 +1,7 @@
 //! From names that have changed to the list that rsync reads: each is looked at now, not as it was
 //! when its event came.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -36,16 +36,17 @@ pub struct Batch {
     pub deletions: u64,
     /// Bytes of its files.
     pub bytes: u64,
-    /// Directories that stand where others have gone: what those held may still be over there.
-    pub replaced: Vec<Vec<u8>>,
+    /// Names where the standby may have a directory that is gone here. If a directory stands here after the
+    /// transfer, what the first one held may still be over there.
+    pub vacated: Vec<Vec<u8>>,
 }
 
 /// Names of files with several names: all of them must be in one list, or the standby's fall apart.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Links {
     names: HashMap<u64, Vec<Vec<u8>>>,
-    /// The same the other way round.
-    inodes: HashMap<Vec<u8>, u64>,
+    /// The same the other way round, sorted: a directory takes all below it along.
+    inodes: BTreeMap<Vec<u8>, u64>,
     /// With how many names a search found fewer: the others are outside the tree.
     searched: HashMap<u64, u64>,
 }
@@ -77,12 +78,16 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
             // rsync would make a directory of it: what stands there now is sent instead.
             if bad.missing {
                 batch.deletions += entry.mark.lost;
+                batch.vacated.push(bad.path.clone());
             }
             list.add(&bad.path);
             batch.entries.push(entry);
             continue;
         }
         let found = fs::symlink_metadata(below(root, &entry.path));
+        if entry.mark.vacated || found.is_err() {
+            batch.vacated.push(entry.path.clone());
+        }
         others.push((entry.path.clone(), found.as_ref().ok().map(Metadata::ino)));
         match found {
             Ok(metadata) => {
@@ -92,9 +97,6 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
                 }
                 if !metadata.is_dir() && metadata.nlink() > 1 {
                     linked.push((metadata.ino(), metadata.nlink(), entry.path.clone()));
-                }
-                if metadata.is_dir() && entry.mark.vacated {
-                    batch.replaced.push(entry.path.clone());
                 }
                 batch.bytes += if metadata.is_file() {
                     metadata.len()
@@ -107,7 +109,7 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
         list.add(&entry.path);
         batch.entries.push(entry);
     }
-    for path in links.left_behind(root, &others) {
+    for path in links.left_behind(root, &others, &batch.vacated) {
         list.add(&path);
     }
     for path in links.all_names(root, &linked) {
@@ -168,22 +170,61 @@ impl List<'_> {
 }
 
 impl Links {
-    /// What was written through a name that has been taken away since is in the file's other names.
-    fn left_behind(&mut self, root: &Path, names: &[(Vec<u8>, Option<u64>)]) -> Vec<Vec<u8>> {
+    /// A name of a file with several names, as a look at the tree has found it.
+    pub fn know(&mut self, inode: u64, path: Vec<u8>) {
+        self.names.entry(inode).or_default().push(path.clone());
+        self.inodes.insert(path, inode);
+    }
+
+    /// A directory was moved, with all below it.
+    pub fn moved(&mut self, from: &[u8], to: &[u8]) {
+        for (path, inode) in self.known_below(from) {
+            let mut new = to.to_vec();
+            new.extend_from_slice(&path[from.len()..]);
+            self.inodes.remove(&path);
+            self.know(inode, new);
+        }
+    }
+
+    fn known_below(&self, directory: &[u8]) -> Vec<(Vec<u8>, u64)> {
+        let mut prefix = directory.to_vec();
+        prefix.push(b'/');
+        self.inodes
+            .range(prefix.clone()..)
+            .take_while(|(path, _)| path.starts_with(&prefix))
+            .map(|(path, inode)| (path.clone(), *inode))
+            .collect()
+    }
+
+    /// What was written through a name that has been taken away since, perhaps with its directory, is in the
+    /// file's other names.
+    fn left_behind(
+        &mut self,
+        root: &Path,
+        names: &[(Vec<u8>, Option<u64>)],
+        vacated: &[Vec<u8>],
+    ) -> Vec<Vec<u8>> {
         if self.inodes.is_empty() {
             return Vec::new();
         }
-        let mut left = Vec::new();
+        let mut gone: Vec<(Vec<u8>, u64)> = Vec::new();
         for (path, inode) in names {
-            let Some(former) = self.inodes.get(path).copied() else {
-                continue;
-            };
-            if Some(former) == *inode {
-                continue;
+            if let Some(former) = self.inodes.get(path)
+                && Some(*former) != *inode
+            {
+                gone.push((path.clone(), *former));
             }
-            self.inodes.remove(path);
+        }
+        for (path, former) in vacated.iter().flat_map(|path| self.known_below(path)) {
+            if !fs::symlink_metadata(below(root, &path)).is_ok_and(|m| m.ino() == former) {
+                gone.push((path, former));
+            }
+        }
+        let mut left = Vec::new();
+        for (path, former) in gone {
+            self.inodes.remove(&path);
             if let Some(others) = self.names.get_mut(&former) {
-                others.retain(|name| name != path);
+                others.retain(|name| *name != path);
                 let is_it = |name: &&Vec<u8>| {
                     fs::symlink_metadata(below(root, name)).is_ok_and(|m| m.ino() == former)
                 };
@@ -342,6 +383,8 @@ mod tests {
             ]
         );
         assert_eq!((batch.large.len(), batch.bytes, batch.deletions), (1, 5, 1));
+        // Each of them may be a directory again when rsync comes to it.
+        assert_eq!(batch.vacated, [&b"d/gone"[..], b"d/gone", b"missing"]);
         assert_eq!(batch.entries.len(), 6);
     }
 
@@ -370,5 +413,11 @@ mod tests {
         fs::rename(root.join("a"), root.join("moved")).unwrap();
         let batch = build(root, entries(&[b"b"]), &mut links, 1000);
         assert_eq!(listed(&batch), ["./b", "./deep/er/c", "./moved"]);
+        // Written through one whose directory was moved, and is gone then.
+        fs::rename(root.join("deep"), root.join("elsewhere")).unwrap();
+        links.moved(b"deep", b"elsewhere");
+        fs::remove_dir_all(root.join("elsewhere")).unwrap();
+        let batch = build(root, entries(&[b"elsewhere"]), &mut links, 1000);
+        assert_eq!(listed(&batch), ["./b", "./elsewhere", "./moved"]);
     }
 }

@@ -6,13 +6,14 @@ use std::time::{Instant, SystemTime};
 
 use settings::Settings;
 
+use crate::batch::Links;
 use crate::checkpoint::Checkpoint;
 use crate::dirs::NodeId;
 use crate::hold;
 use crate::pattern::{PatternError, Patterns};
 use crate::queue::Change;
 use crate::root::{self, RootError};
-use crate::standby::Worker;
+use crate::standby::{Found, Worker};
 use crate::state::{Pulse, Shared, StandbyState, State, TreeState};
 use crate::tell;
 use crate::watch::{Noting, Watcher, request_comparison};
@@ -102,6 +103,7 @@ fn begin(
     let start = Instant::now();
     state.read_until = Some(SystemTime::now());
     let trees = state.trees.clone();
+    let mut links: Vec<Links> = trees.iter().map(|_| Links::default()).collect();
     let mut tokens = Vec::new();
     if let Some(epoch) = epoch {
         let checkpoints: Vec<Option<Checkpoint>> = settings
@@ -117,6 +119,9 @@ fn begin(
             .collect();
         state.held = hold::kept(settings);
         scan(&watcher, &mut state, &checkpoints, start);
+        for (tree, inode, path) in std::mem::take(&mut state.linked) {
+            links[usize::from(tree)].know(inode, path);
+        }
         tokens = checkpoints
             .into_iter()
             .map(|c| c.map(|c| c.token))
@@ -148,8 +153,11 @@ fn begin(
                 index,
                 epoch,
                 &trees,
+                Found {
+                    token,
+                    links: links.clone(),
+                },
                 Arc::clone(shared),
-                token,
             );
             thread::spawn(move || worker.run());
         }

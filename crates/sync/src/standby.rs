@@ -61,6 +61,15 @@ impl From<process::ProcessError> for Trouble {
     }
 }
 
+/// What the first look at the trees has found for a standby.
+#[derive(Debug)]
+pub struct Found {
+    /// Names the standby's complete state that the look went on from, if it did.
+    pub token: Option<String>,
+    /// Files with several names, by tree.
+    pub links: Vec<Links>,
+}
+
 /// One standby's thread.
 #[derive(Debug)]
 pub struct Worker {
@@ -101,16 +110,15 @@ enum Work {
 }
 
 impl Worker {
-    /// A worker for the standby of that index in the state. The token names the complete state that the
-    /// scan at the start went on from.
+    /// A worker for the standby of that index in the state.
     pub fn new(
         settings: &Settings,
         peer: &Node,
         index: usize,
         epoch: u64,
         trees: &[TreeState],
+        found: Found,
         shared: Arc<Shared>,
-        token: Option<String>,
     ) -> Self {
         Self {
             settings: settings.clone(),
@@ -119,10 +127,10 @@ impl Worker {
             epoch,
             trees: trees.to_vec(),
             shared,
-            links: trees.iter().map(|_| Links::default()).collect(),
+            links: found.links,
             beside: Vec::new(),
             leaving: Vec::new(),
-            token,
+            token: found.token,
             checkpointed: None,
             progressed: false,
         }
@@ -363,6 +371,9 @@ impl Worker {
     }
 
     fn rename(&mut self, link: &mut Link, renames: Vec<Rename>) -> Result<(), Trouble> {
+        for rename in &renames {
+            self.links[usize::from(rename.tree)].moved(&rename.from, &rename.to);
+        }
         let mut renames = renames.into_iter();
         while let Some(rename) = renames.next() {
             match link.rename(rename.tree, &rename.from, &rename.to) {
@@ -493,7 +504,7 @@ impl Worker {
             large,
             deletions,
             bytes,
-            replaced,
+            vacated,
         } = batch;
         self.start_large(link, &tree, large);
         if entries.is_empty() {
@@ -510,12 +521,12 @@ impl Worker {
         };
         let start = Instant::now();
         let finished = running.finish_until(&list, has_finished, || self.shared.lock().may_send());
+        self.compare_vacated(index, vacated);
         let output = match finished {
             Ok(Finished::Ended(output)) => output,
             Ok(Finished::Early(running)) => {
                 let keys = entries.iter().map(|entry| entry.key.clone()).collect();
                 self.leaving.push((running, keys));
-                self.compare_replaced(index, replaced);
                 return self.acknowledge(link, entries, deletions, bytes, start.elapsed());
             }
             Err(error) => {
@@ -525,7 +536,6 @@ impl Worker {
         };
         match outcome(output.status.code()) {
             Outcome::Sent | Outcome::LookAgain => {
-                self.compare_replaced(index, replaced);
                 self.acknowledge(link, entries, deletions, bytes, start.elapsed())
             }
             Outcome::Partial => self.divide(link, index, entries, &output),
@@ -541,9 +551,12 @@ impl Worker {
         }
     }
 
-    fn compare_replaced(&self, tree: u16, replaced: Vec<Vec<u8>>) {
-        if !replaced.is_empty() {
-            let scope = (tree, Scope::Below(replaced));
+    /// Directories that have taken the place of others, perhaps between the look and the transfer.
+    fn compare_vacated(&self, tree: u16, mut vacated: Vec<Vec<u8>>) {
+        let root = &self.trees[usize::from(tree)].path;
+        vacated.retain(|path| compare::is_directory(root, path));
+        if !vacated.is_empty() {
+            let scope = (tree, Scope::Below(vacated));
             self.shared.lock().standbys[self.index].compare.push(scope);
         }
     }

@@ -172,6 +172,8 @@ pub struct State {
     /// Names that a comparison found to be directories which are not known here: if they are here, too, the
     /// watcher looks at them.
     pub unknown: Vec<Key>,
+    /// Names of files with several names that the first look has found: tree, inode, path.
+    pub linked: Vec<(u16, u64, Vec<u8>)>,
     /// Every event before this moment has been read.
     pub read_until: Option<SystemTime>,
     /// Overflows of the kernel's queue.

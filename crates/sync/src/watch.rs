@@ -161,9 +161,10 @@ impl Watcher {
             };
             let path = below(&root_path, &relative);
             if !self.add(state, id, &path) {
-                // Gone, or a link by now: its parent's look at it says what stands there.
-                if let Some(key) = state.dirs.key(id) {
-                    state.mark(&key, true, Change::Whole, now);
+                // Gone, or a link by now: what became of it is in events that are still to be read.
+                if state.dirs.key(id).is_some() {
+                    let watches = state.remove_directory(id, now);
+                    self.remove(&watches);
                 }
                 continue;
             }
@@ -210,15 +211,23 @@ impl Watcher {
                 continue;
             }
             files += 1;
-            let note = match noting {
-                Noting::Nothing => false,
-                Noting::All => true,
-                Noting::ChangedSince(since) => {
-                    entry.metadata().is_ok_and(|m| changed_since(&m, since))
-                }
+            let metadata = if noting == Noting::All {
+                None
+            } else {
+                entry.metadata().ok()
+            };
+            let note = match (noting, &metadata) {
+                (Noting::All, _) => true,
+                (Noting::ChangedSince(since), Some(metadata)) => changed_since(metadata, since),
+                (Noting::Nothing | Noting::ChangedSince(_), _) => false,
             };
             if note {
                 state.mark(&key, false, Change::Whole, now);
+            } else if let Some(metadata) = metadata.filter(|m| !state.scanned && m.nlink() > 1)
+                && let Some(path) = state.dirs.path_of(&key)
+            {
+                let tree = state.dirs.tree(id);
+                state.linked.push((tree, metadata.ino(), path));
             }
         }
         state.dirs.set_files(id, files);
@@ -266,17 +275,22 @@ impl Watcher {
             }
             let now = Instant::now();
             self.pulse.beat();
-            let overflow = self.read(&mut state, &mut buffer, now);
-            self.expire_moves(&mut state, now);
-            self.look_at_unknown(&mut state, now);
-            state.overflows += u64::from(overflow);
-            if overflow || std::mem::take(&mut self.confused) {
-                self.reconcile(&mut state, now);
-            } else if self.last_poll.elapsed() > POLL {
-                self.poll_unwatched(&mut state, now);
-            }
+            self.turn(&mut state, &mut buffer, now);
             drop(state);
             shared.notify();
+        }
+    }
+
+    /// Takes in what there is, and all that follows from it.
+    fn turn(&mut self, state: &mut State, buffer: &mut [MaybeUninit<u8>], now: Instant) {
+        let overflow = self.read(state, buffer, now);
+        state.overflows += u64::from(overflow);
+        self.expire_moves(state, now);
+        self.look_at_unknown(state, now);
+        if overflow || std::mem::take(&mut self.confused) {
+            self.reconcile(state, now);
+        } else if self.last_poll.elapsed() > POLL {
+            self.poll_unwatched(state, now);
         }
     }
 
@@ -679,7 +693,8 @@ mod tests {
         fn settle(&mut self) {
             let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
             let now = Instant::now();
-            assert!(!self.watcher.read(&mut self.state, &mut buffer, now));
+            self.watcher.turn(&mut self.state, &mut buffer, now);
+            assert_eq!(self.state.overflows, 0);
             self.watcher
                 .expire_moves(&mut self.state, now + MOVE_PATIENCE);
         }
@@ -719,6 +734,20 @@ mod tests {
         tree.settle();
         tree.is_right();
         assert!(tree.marked().contains(&"a/c/below/file".to_owned()));
+    }
+
+    #[test]
+    fn a_directory_that_seems_to_move_below_itself_is_looked_at_again() {
+        let mut tree = Tree::with(&["n"]);
+        fs::create_dir(tree.root.join("x")).unwrap();
+        // The first look at x already finds n in it, and x goes to n by the events.
+        for (from, to) in [("x", "n/x"), ("n/x", "x"), ("n", "x/n")] {
+            fs::rename(tree.root.join(from), tree.root.join(to)).unwrap();
+        }
+        fs::write(tree.root.join("x/n/file"), "x").unwrap();
+        tree.settle();
+        tree.is_right();
+        assert!(tree.marked().contains(&"x/n/file".to_owned()));
     }
 
     #[test]
