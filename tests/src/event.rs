@@ -171,6 +171,38 @@ pub const STANDBY_CUT_OFF: Event = Event {
     strike: |lab| cut_until_master(lab, Side::Both),
 };
 
+/// The standby is cut off and comes back, again and again, so that it asks for its binlog while the
+/// primary still has its old connection.
+pub const STANDBY_CUT_AGAIN: Event = Event {
+    name: "the standby cut off and back five times",
+    survivor: Node1,
+    strike: |lab| {
+        for (side, seconds) in [
+            (Side::Both, 6),
+            (Side::Private, 9),
+            (Side::Both, 13),
+            (Side::Both, 8),
+            (Side::Private, 14),
+        ] {
+            lab.partition(Node2, side)?;
+            // How long the cut lasts is what varies.
+            std::thread::sleep(Duration::from_secs(seconds));
+            lab.heal()?;
+            wait_until("the standby to have nearly everything again", LIMIT, || {
+                let roles = lab.roles()?;
+                let behind = rows(lab, Node1)?.saturating_sub(rows(lab, Node2)?);
+                let well = roles.replicating == [Node2] && roles.vip == [Node1] && behind < 100;
+                Ok(if well {
+                    Ok(())
+                } else {
+                    Err(format!("{roles:?}, {behind} behind"))
+                })
+            })?;
+        }
+        Ok(f64::INFINITY)
+    },
+};
+
 /// The nodes do not hear each other on the clients' network: both are MASTER.
 pub const FRONT_SPLIT: Event = Event {
     name: "the clients' network split",

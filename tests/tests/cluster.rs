@@ -148,6 +148,14 @@ fn networks_that_are_cut_never_make_two_primaries() {
 }
 
 #[test]
+fn a_standby_that_comes_back_does_not_stop_the_primary() {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    survives(&event::STANDBY_CUT_AGAIN);
+    let log = lab.exec(Node2, &ROLE_LOG).unwrap().text();
+    assert!(!log.contains("promoting"), "it has promoted itself: {log}");
+}
+
+#[test]
 fn power_loss_of_the_standby_leaves_the_active_alone() {
     survives(&event::STANDBY_POWER_LOSS);
 }

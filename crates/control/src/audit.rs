@@ -14,7 +14,7 @@ use crate::cli::{Common, Exit, answer};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look, look_unless};
 use crate::promote::{PromoteError, carry_out};
-use crate::{node_role, statements, takeover, tell, track};
+use crate::{node_role, replicas, statements, takeover, tell, track};
 
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
@@ -115,6 +115,7 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
             // The loop comes back at once.
             return Ok(());
         };
+        replicas::end_silent(settings, &mut glance);
         let decision = decide(&glance.seen, policy(settings));
         if let Decision::Stay(_) | Decision::Wait(_) = decision {
             refresh_role(settings, &glance);

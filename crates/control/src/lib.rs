@@ -20,6 +20,7 @@ mod node_role;
 pub mod notify;
 pub mod peer;
 pub mod promote;
+mod replicas;
 mod statements;
 mod takeover;
 mod tell;

@@ -28,6 +28,8 @@ pub struct Look {
 
 /// How often a look asks whether it is interrupted.
 const INTERRUPTION: Duration = Duration::from_millis(20);
+/// Looks at a network that changes meanwhile.
+const LOOKS: usize = 3;
 
 /// How much to ask of the peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +51,38 @@ type Answer = (Contact, Option<Session>, Option<Link>);
 
 /// The same, given up with nothing as soon as `interrupted`: a peer that does not answer must not
 /// hold up a hook.
+///
+/// A cut that ends or begins in the middle of a look shows silent peers and a witness that answers, as a
+/// dead peer does. So the witness is asked before the peers, too, and when its two answers differ the look
+/// is worth nothing.
 pub fn look_unless(
+    settings: &Settings,
+    depth: Depth,
+    interrupted: impl Fn() -> bool,
+) -> Result<Option<Look>, MemoryError> {
+    for _ in 0..LOOKS {
+        let before = match depth {
+            Depth::Databases => None,
+            Depth::Nodes => witness(settings),
+        };
+        let Some(look) = look_once(settings, depth, &interrupted)? else {
+            return Ok(None);
+        };
+        let unsteady = before.is_some() && before != look.seen.witness;
+        if !(unsteady && look.seen.all_silent()) {
+            return Ok(Some(look));
+        }
+        log::warn!("the network changed while it was looked at: looking again");
+    }
+    let mut look = look_once(settings, depth, &interrupted)?;
+    if let Some(look) = &mut look {
+        // Nothing may be concluded from silence in such a network.
+        look.seen.witness = look.seen.witness.and(Some(false));
+    }
+    Ok(look)
+}
+
+fn look_once(
     settings: &Settings,
     depth: Depth,
     interrupted: impl Fn() -> bool,

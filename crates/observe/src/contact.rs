@@ -39,7 +39,8 @@ pub fn reachable(settings: &Settings, peer: &Node, port: u16) -> Option<IpAddr> 
     front
 }
 
-fn kernel_answers(address: SocketAddr, timeout: Duration) -> bool {
+/// Whether anything answers a SYN there, be it with a refusal.
+pub fn kernel_answers(address: SocketAddr, timeout: Duration) -> bool {
     match TcpStream::connect_timeout(&address, timeout) {
         Ok(_) => true,
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
