@@ -229,6 +229,11 @@ impl Lab {
         node::exec(node, command)
     }
 
+    /// What a command is put behind to run in the node.
+    pub fn command_in(&self, node: NodeName) -> Result<Vec<String>, LabError> {
+        node::command_in(node)
+    }
+
     /// Runs SQL in a node as root; tab-separated lines without column names.
     pub fn sql(&self, node: NodeName, statements: &str) -> Result<String, LabError> {
         provision::sql(node, statements)

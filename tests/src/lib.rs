@@ -23,6 +23,7 @@ pub use image::Suite;
 pub use messenger::Messenger;
 pub use network::Side;
 pub use node::{NodeName, become_node, wait_until};
+pub use process::Output;
 pub use writer::{Report, Writer};
 
 /// Where images are kept between runs.

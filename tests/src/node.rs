@@ -282,11 +282,19 @@ pub fn exec(node: NodeName, command: &[&str]) -> Result<Output, LabError> {
     feed(node, command, "")
 }
 
+/// What a command is put behind to run in the node.
+pub fn command_in(node: NodeName) -> Result<Vec<String>, LabError> {
+    let leader = leader(node).ok_or(LabError::Off(node))?.to_string();
+    Ok(["nsenter", "-t", &leader, "-a", "--"]
+        .map(str::to_owned)
+        .to_vec())
+}
+
 /// Runs a command in the node with standard input.
 pub fn feed(node: NodeName, command: &[&str], stdin: &str) -> Result<Output, LabError> {
-    let leader = leader(node).ok_or(LabError::Off(node))?;
-    Ok(Program::new("nsenter")
-        .args(["-t", &leader.to_string(), "-a", "--"])
+    let prefix = command_in(node)?;
+    Ok(Program::new(&prefix[0])
+        .args(&prefix[1..])
         .args(command)
         .stdin(stdin)
         .deadline(Duration::from_secs(300))

@@ -10,6 +10,7 @@ use role::{Decision, Limits, Policy, PromotionKind, decide};
 use settings::Settings;
 
 use crate::act;
+use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look, look_unless};
@@ -182,9 +183,31 @@ fn locally_writable(settings: &Settings) -> bool {
         .is_ok_and(|read_only| !read_only)
 }
 
+/// A node that follows the one that it granted the right to write to needs no note of it any more: a
+/// switch-over that was killed after its opening leaves it, and with it the next failover would be refused.
+fn forget_grant(settings: &Settings, seen: &mut Look) -> Result<(), AuditError> {
+    let follows = |granted: &String| {
+        let local = seen.seen.local.database.server();
+        let receives = local.is_some_and(|me| {
+            me.channels.iter().any(|c| c.io == role::IoThread::Running) && !me.writable
+        });
+        let primary = seen.seen.primary().map(|(peer, _)| &peer.name);
+        receives && primary == Some(granted)
+    };
+    if seen.memory.granted_to.as_ref().is_some_and(follows) {
+        seen.memory.grant(settings, None)?;
+        tell::failover_log(
+            settings,
+            "follows the node that it gave the right to write to",
+        );
+    }
+    Ok(())
+}
+
 /// Brings the files that others read up to date, and alerts what needs a person.
 fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
     tell::verdicts(settings, &seen.seen);
+    forget_grant(settings, seen)?;
     // A promotion has just marked this node itself; what was seen before it is old.
     if !matches!(decision, Decision::Promote(_) | Decision::SwitchOver { .. }) {
         let primary = seen.seen.local.database.writable() && seen.seen.local.entitled();
@@ -230,6 +253,7 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         accept_loss: false,
         force: settings.role.promote_unmet_after_boot,
     };
+    let never = Cancel::default();
     match decision {
         Decision::Stay(_) | Decision::Wait(_) | Decision::Refuse { .. } => Ok(()),
         Decision::ClaimEpoch => {
@@ -257,12 +281,19 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         Decision::SemiSync(on) => semi_sync(settings, seen, *on),
         Decision::Promote(why) => {
             log::info!("promoting: {why}");
-            let promoted = carry_out(settings, seen, PromotionKind::TakeOver, limits, false);
+            let promoted = carry_out(
+                settings,
+                seen,
+                PromotionKind::TakeOver,
+                limits,
+                false,
+                &never,
+            );
             give_up_after_refusal(settings, promoted.map(drop))
         }
         Decision::SwitchOver { from } => {
             let kind = PromotionKind::SwitchOver { from: from.clone() };
-            carry_out(settings, seen, kind, limits, false)?;
+            carry_out(settings, seen, kind, limits, false, &never)?;
             Ok(())
         }
         Decision::CatchUp { from } | Decision::Attach { to: from } => {

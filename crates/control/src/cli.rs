@@ -77,6 +77,23 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// The exit that a tool of ours ended with.
+    pub fn from_code(code: i32) -> Option<Self> {
+        [
+            Self::Done,
+            Self::Undone,
+            Self::Usage,
+            Self::Refused,
+            Self::Forward,
+            Self::Unreachable,
+            Self::Locked,
+        ]
+        .into_iter()
+        .find(|exit| i32::from(exit.code()) == code)
+    }
+}
+
 impl Termination for Exit {
     fn report(self) -> ExitCode {
         ExitCode::from(self.code())

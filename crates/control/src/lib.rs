@@ -5,8 +5,10 @@
 
 mod act;
 pub mod audit;
+mod cancel;
 mod cli;
 pub mod crash_recovery;
+pub mod failback;
 mod fault;
 mod files;
 mod harvest;
@@ -19,6 +21,7 @@ pub mod maintenance;
 mod node_role;
 pub mod notify;
 pub mod peer;
+mod preflight;
 pub mod promote;
 mod replicas;
 mod statements;

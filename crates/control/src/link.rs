@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use observe::SyncStatus;
 use process::{Conversation, ProcessError, Program};
 use role::NodeView;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use crate::files::Sealed;
 pub enum Request {
     /// Tell everything about yourself.
     Observe {},
+    /// Tell what your sender of files says.
+    Files {},
     /// Take your role lock and hold it while this conversation lasts.
     Lock {
         /// How long to wait for it, in ms.
@@ -45,7 +48,7 @@ pub enum Request {
 }
 
 /// What a peer answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "answer")]
 pub enum Response {
     /// Done.
@@ -54,6 +57,11 @@ pub enum Response {
     Node {
         /// The state.
         node: Box<NodeView>,
+    },
+    /// What its sender of files says; nothing when none runs.
+    Files {
+        /// This.
+        status: Option<Box<SyncStatus>>,
     },
     /// What became of its files.
     Sealed {
@@ -170,6 +178,14 @@ impl Link {
         }
     }
 
+    /// What the peer's sender of files says; none when it does not run.
+    pub fn files(&mut self) -> Result<Option<SyncStatus>, LinkError> {
+        match self.ask(&Request::Files {}, Duration::ZERO)? {
+            Response::Files { status } => Ok(status.map(|status| *status)),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Takes the peer's role lock until this link is dropped.
     pub fn lock(&mut self, patience: Duration) -> Result<(), LinkError> {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
@@ -221,7 +237,7 @@ impl Link {
                 peer: self.peer.clone(),
                 why,
             }),
-            other @ (Response::Node { .. } | Response::Sealed { .. }) => {
+            other @ (Response::Node { .. } | Response::Files { .. } | Response::Sealed { .. }) => {
                 Err(self.unexpected(&other))
             }
         }

@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::time::Duration;
 
 use clap::Parser;
-use observe::{Memory, MemoryError, NodeRole};
+use observe::{Memory, MemoryError, NodeRole, SyncStatus};
 use process::Program;
 use role::{Database, GtidSet};
 use settings::Settings;
@@ -12,7 +12,7 @@ use settings::Settings;
 use crate::cli::{Common, Exit};
 use crate::link::{Request, Response};
 use crate::lock::{LockError, RoleLock};
-use crate::{act, files, harvest, node_role, tell, track};
+use crate::{act, failback, files, harvest, node_role, tell, track};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
@@ -25,7 +25,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
     version,
     about = "The forced command of the toolkit's ssh key: answers a peer's questions line by line",
     after_help = "Put it into authorized_keys:\n  restrict,from=\"ADDRESSES\",command=\"/usr/libexec/keepalived-companion/peer\" ssh-ed25519 …\n\n\
-                  The only commands it accepts are `session` and `binlog-tail GTIDS`; everything else is refused with exit 3."
+                  The only commands it accepts are `session`, `binlog-tail GTIDS` and `failback OPTIONS`; everything else is refused with exit 3."
 )]
 struct Arguments {
     #[command(flatten)]
@@ -43,6 +43,13 @@ pub fn main() -> Exit {
     if asked == "session" {
         return converse(&settings);
     }
+    if let Some(words) = asked
+        .to_str()
+        .map(|text| text.split(' ').collect::<Vec<_>>())
+        && let [failback::COMMAND, options @ ..] = words.as_slice()
+    {
+        return failback::asked(&settings, options);
+    }
     let position = asked
         .to_str()
         .and_then(|text| text.strip_prefix(harvest::COMMAND)?.strip_prefix(' '))
@@ -50,8 +57,9 @@ pub fn main() -> Exit {
         .filter(|position| !position.is_empty());
     let Some(after) = position else {
         log::error!(
-            "refused: {asked:?}; the only commands are `session` and `{} GTIDS`",
-            harvest::COMMAND
+            "refused: {asked:?}; the only commands are `session`, `{} GTIDS` and `{} OPTIONS`",
+            harvest::COMMAND,
+            failback::COMMAND
         );
         return Exit::Refused;
     };
@@ -137,6 +145,13 @@ fn grant(settings: &Settings, to: &str) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// What sync-realtime said a moment ago.
+fn fresh_files(settings: &Settings) -> Option<SyncStatus> {
+    let status = observe::sync_status(settings)?;
+    let age = observe::uptime_seconds() - status.at;
+    (age <= settings.checks.verdict_age.as_secs_f64()).then_some(status)
+}
+
 fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> Response {
     let done = |outcome: Result<(), String>| match outcome {
         Ok(()) => Response::Done {},
@@ -150,6 +165,9 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
                 node: Box::new(node),
             }
         }
+        Request::Files {} => Response::Files {
+            status: fresh_files(settings).map(Box::new),
+        },
         Request::Lock { patience_ms } => {
             if state.lock.is_some() {
                 return Response::Done {};

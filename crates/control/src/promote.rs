@@ -1,27 +1,27 @@
 //! `promote`: makes this node the primary, whoever asks: a person, or the audit.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alerts::Severity;
 use clap::Parser;
-use observe::MemoryError;
+use observe::{MemoryError, SqlError};
 use role::{
     Contact, Decision, Limits, Plan, Policy, PromotionKind, Refusal, decide, plan_promotion,
 };
 use settings::Settings;
 
+use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer};
+use crate::failback::preflight_of;
 use crate::link::LinkError;
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look};
+use crate::preflight::Obstacle;
 use crate::takeover::{self, TakeoverError};
 use crate::tell;
 
 /// How long to wait for another change to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-
-/// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
-const VIP_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -64,7 +64,14 @@ pub fn main() -> Exit {
         accept_loss: arguments.accept_loss,
         force: arguments.force,
     };
-    let outcome = promote(&settings, limits, arguments.dry_run);
+    let cancel = match Cancel::on_signals() {
+        Ok(cancel) => cancel,
+        Err(error) => {
+            log::error!("signals: {error}");
+            return Exit::Undone;
+        }
+    };
+    let outcome = promote(&settings, limits, arguments.dry_run, &cancel);
     report(&outcome, arguments.json);
     match outcome {
         Ok(_) => Exit::Done,
@@ -106,6 +113,12 @@ pub enum PromoteError {
         /// The next step.
         next: String,
     },
+    /// Something on the present primary stands in the way.
+    #[error("{}; or, whatever it breaks: promote --force", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Obstacles(Vec<Obstacle>),
+    /// The present primary's sessions cannot be looked at.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
     /// The plan failed.
     #[error(transparent)]
     Takeover(#[from] Box<TakeoverError>),
@@ -122,8 +135,8 @@ impl PromoteError {
             | Self::Refused(Refusal::CannotFence { .. } | Refusal::Unmet { .. }) => {
                 Exit::Unreachable
             }
-            Self::Refused(_) | Self::Decided { .. } => Exit::Refused,
-            Self::Lock(LockError::Io { .. }) | Self::Memory(_) => Exit::Undone,
+            Self::Refused(_) | Self::Decided { .. } | Self::Obstacles(_) => Exit::Refused,
+            Self::Lock(LockError::Io { .. }) | Self::Memory(_) | Self::Sql(_) => Exit::Undone,
             Self::Takeover(error) => match **error {
                 TakeoverError::Undone { .. } => Exit::Undone,
                 TakeoverError::NotUndone { .. } | TakeoverError::Forward { .. } => Exit::Forward,
@@ -132,11 +145,12 @@ impl PromoteError {
     }
 }
 
-/// Locks, looks, plans and executes.
+/// Locks, looks, plans and executes, at a person's word.
 pub fn promote(
     settings: &Settings,
     limits: Limits,
     dry_run: bool,
+    cancel: &Cancel,
 ) -> Result<Promoted, PromoteError> {
     let _lock = (!dry_run)
         .then(|| RoleLock::take(settings, LOCK_PATIENCE))
@@ -184,7 +198,14 @@ pub fn promote(
         }
         other => return Err(not_now(&other)),
     };
-    carry_out(settings, &mut seen, kind, limits, dry_run)
+    if let PromotionKind::SwitchOver { from } = &kind {
+        // The audit does not ask: there the VIP has moved already, and waiting helps nobody.
+        let found = preflight_of(settings, &mut seen, from)?;
+        if !found.is_empty() && !limits.force {
+            return Err(PromoteError::Obstacles(found));
+        }
+    }
+    carry_out(settings, &mut seen, kind, limits, dry_run, cancel)
 }
 
 fn not_now(decision: &Decision) -> PromoteError {
@@ -234,6 +255,7 @@ pub fn carry_out(
     kind: PromotionKind,
     limits: Limits,
     dry_run: bool,
+    cancel: &Cancel,
 ) -> Result<Promoted, PromoteError> {
     let plan = plan_promotion(&seen.seen, kind, limits)?;
     if dry_run {
@@ -256,13 +278,9 @@ pub fn carry_out(
             }
         }
     }
-    let took = takeover::execute(settings, seen, &plan, limits.accept_loss)?;
-    let entitled = match &plan.kind {
-        PromotionKind::SwitchOver { from } if !seen.seen.local.entitled() => {
-            fetch_vip(settings, seen, from)?
-        }
-        PromotionKind::SwitchOver { .. } | PromotionKind::TakeOver => seen.seen.local.entitled(),
-    };
+    let took = takeover::execute(settings, seen, &plan, limits.accept_loss, cancel)?;
+    // A switch-over has fetched the VIP.
+    let entitled = observe::vip_present(settings) && observe::keepalived_running();
     takeover::mark_entitled(settings, entitled);
     let how = match &plan.kind {
         PromotionKind::TakeOver => "took over".to_owned(),
@@ -288,27 +306,6 @@ pub fn carry_out(
         ),
     );
     Ok(Promoted::Done(plan, took))
-}
-
-/// A person's switch-over finds the VIP on the old primary: that node leaves it, by its standby
-/// file, and its audit takes part again once it stands by. The role locks are held until the VIP
-/// is here, or the old primary's audit would switch back.
-fn fetch_vip(settings: &Settings, seen: &mut Look, from: &str) -> Result<bool, PromoteError> {
-    if let Some(link) = seen.links.get_mut(from) {
-        link.standby(true)?;
-    }
-    let start = Instant::now();
-    while !observe::vip_present(settings) {
-        if start.elapsed() > VIP_PATIENCE {
-            log::error!(
-                "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
-            );
-            return Ok(false);
-        }
-        // The interval between two looks at the interface.
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(true)
 }
 
 fn report(outcome: &Result<Promoted, PromoteError>, json: bool) {

@@ -80,6 +80,15 @@ pub fn beat(session: &mut Session, settings: &Settings) -> Result<(), SqlError> 
     )
 }
 
+/// How often this node has written its heartbeat row, as the server of the session knows it.
+pub fn beats(session: &mut Session, settings: &Settings) -> Result<u64, SqlError> {
+    session.row(&format!(
+        "SELECT COALESCE(MAX(beat), 0) FROM `{}`.heartbeat WHERE node = {}",
+        settings.database.schema,
+        quote(&settings.local().name)
+    ))
+}
+
 /// Writes the epoch row: the first transaction of a new primary.
 pub fn claim_epoch(session: &mut Session, settings: &Settings, epoch: u64) -> Result<(), SqlError> {
     let position: String = session.row("SELECT @@gtid_binlog_pos")?;

@@ -11,6 +11,7 @@ use role::{Contact, GtidSet, Plan, Step};
 use settings::{Node, Settings};
 
 use crate::act::ActError;
+use crate::cancel::Cancel;
 use crate::files::{self, Sealed};
 use crate::harvest;
 use crate::journal::{Journal, JournalError};
@@ -18,6 +19,8 @@ use crate::link::LinkError;
 use crate::look::Look;
 use crate::{node_role, statements, tell, track};
 
+/// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
+const VIP_PATIENCE: Duration = Duration::from_secs(3);
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,9 @@ pub enum StepError {
         /// GTIDs.
         missing: GtidSet,
     },
+    /// A person's Ctrl-C.
+    #[error("stopped by a signal")]
+    Cancelled,
     /// A peer that was silent answers: it may be open.
     #[error("{peer} answers again, so it is looked at anew")]
     PeerIsBack {
@@ -141,6 +147,7 @@ pub fn execute(
     look: &mut Look,
     plan: &Plan,
     accept_loss: bool,
+    cancel: &Cancel,
 ) -> Result<Duration, Box<TakeoverError>> {
     let start = Instant::now();
     let asked_again = ask_silent_again(settings, look);
@@ -166,10 +173,14 @@ pub fn execute(
     for step in &plan.steps {
         let step_start = Instant::now();
         crate::fault::point(settings, step, "before");
-        let outcome = journal
-            .started(step)
-            .map_err(StepError::from)
-            .and_then(|()| execution.run(step));
+        let outcome = if cancel.asked() && !execution.opened {
+            Err(StepError::Cancelled)
+        } else {
+            journal
+                .started(step)
+                .map_err(StepError::from)
+                .and_then(|()| execution.run(step))
+        };
         crate::fault::point(settings, step, "after");
         match outcome {
             Ok(()) => {
@@ -251,6 +262,7 @@ impl Execution<'_> {
                 Ok(())
             }
             Step::ForgetChannel => self.forget_channel(),
+            Step::FetchVip { peer } => self.fetch_vip(peer),
             Step::Demote { peer } => self.demote(peer),
         }
     }
@@ -466,9 +478,31 @@ impl Execution<'_> {
         Ok(self.local()?.execute("RESET SLAVE ALL")?)
     }
 
+    /// The old primary leaves the VIP by its standby file, and its audit takes part again once it stands by.
+    /// The role locks are held meanwhile, or that audit would switch back. A VIP that does not come stops
+    /// nothing: the database is open here, and the audits bring the two together.
+    fn fetch_vip(&mut self, peer: &str) -> Result<(), StepError> {
+        self.link(peer)?.standby(true)?;
+        let start = Instant::now();
+        while !observe::vip_present(self.settings) {
+            if start.elapsed() > VIP_PATIENCE {
+                let text = format!(
+                    "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
+                );
+                self.warn("vip-not-here", text);
+                return Ok(());
+            }
+            // The interval between two looks at the interface.
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     fn demote(&mut self, peer: &str) -> Result<(), StepError> {
         let settings = self.settings;
         let session = self.session(peer)?;
+        // Statements that wait for the lock would be carried out when it goes, past `read_only` if they may.
+        statements::end_clients(session, settings)?;
         session.execute("UNLOCK TABLES")?;
         statements::demote(session, settings, settings.local())?;
         // It follows now; the note that it gave the right to write away has done its work.
@@ -513,6 +547,7 @@ impl Execution<'_> {
                 | Step::Open
                 | Step::ClaimEpoch { .. }
                 | Step::ForgetChannel
+                | Step::FetchVip { .. }
                 | Step::Demote { .. } => {}
             }
         }

@@ -93,6 +93,34 @@ impl Program {
     }
 }
 
+impl Program {
+    /// Runs the program with this process's standard output and error, and an input that ends when `go_on`,
+    /// asked several times a second, says no: that tells the other side of an ssh to stop. Gives its exit
+    /// code; none after a death by a signal.
+    pub fn run_passing_on(&self, go_on: impl Fn() -> bool) -> Result<Option<i32>, ProcessError> {
+        let child = self
+            .command()
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .spawn()
+            .map_err(|source| self.not_spawned(source))?;
+        let mut running = Running {
+            command: self.command_line(),
+            child,
+            reaped: false,
+        };
+        loop {
+            if let Some(status) = running.end() {
+                return Ok(status.and_then(|status| status.code()));
+            }
+            if !go_on() {
+                running.child.stdin = None;
+            }
+            std::thread::sleep(LOOK / 4);
+        }
+    }
+}
+
 impl Running {
     /// Whether it has ended.
     pub fn ended(&mut self) -> bool {

@@ -230,12 +230,21 @@ fn semi_sync_replica_connected(seen: &Observation, me: &Server) -> bool {
 
 /// The VIP is here and the database is closed.
 fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decision {
-    if let Some((primary, _)) = seen.primary() {
+    if let Some((primary, server)) = seen.primary() {
         return match primary.entitled() {
             Some(true) => Decision::Refuse {
                 why: "two nodes hold the VIP and the peer is the primary: the clients' network is split",
                 next: "repair the network between the nodes' front addresses",
             },
+            // A switch-over from here was interrupted after the other node had opened.
+            Some(false) if seen.granted_to.as_ref() == Some(&primary.name) => Decision::GiveUpVip(
+                "the right to write went to a peer, and it is open: the VIP follows",
+            ),
+            Some(false) if !me.follows() && !me.history().contains(&server.history()) => {
+                Decision::CatchUp {
+                    from: primary.name.clone(),
+                }
+            }
             Some(false) => Decision::SwitchOver {
                 from: primary.name.clone(),
             },

@@ -105,6 +105,11 @@ impl Server {
         })
     }
 
+    /// Whether a channel receives, or tries to.
+    pub fn follows(&self) -> bool {
+        self.channels.iter().any(|c| c.io != IoThread::Stopped)
+    }
+
     /// Whether events were received that are not applied yet; the epoch row may be among them.
     pub fn unapplied(&self) -> bool {
         let applied = self.history();

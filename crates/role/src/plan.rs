@@ -82,6 +82,12 @@ pub enum Step {
     },
     /// The replication channel's settings are removed.
     ForgetChannel,
+    /// The VIP comes here: the old primary leaves it. Before its lock on all tables goes, so that a session
+    /// of an administrator, whom `read_only` does not stop, finds the new primary behind the VIP.
+    FetchVip {
+        /// The old primary.
+        peer: String,
+    },
     /// The old primary becomes a replica of this node.
     Demote {
         /// The old primary.
@@ -128,13 +134,38 @@ impl Step {
                 )];
             }
             Self::ForgetChannel => &["RESET SLAVE ALL"],
+            Self::FetchVip { .. } => &["peer: Keepalived's track file `standby`: 1"],
             Self::Demote { .. } => &[
+                "peer: KILL CONNECTION of every client session",
                 "peer: UNLOCK TABLES",
                 "peer: CHANGE MASTER TO <this node>, MASTER_USE_GTID = slave_pos, MASTER_DEMOTE_TO_SLAVE = 1",
                 "peer: START SLAVE",
             ],
         };
         lines.iter().map(|line| (*line).to_owned()).collect()
+    }
+}
+
+impl Step {
+    /// How a failed plan takes the step back; none where there is nothing to take back, or no way.
+    pub fn undo(&self) -> Option<&'static str> {
+        match self {
+            Self::FreezePeer { .. } => Some("peer: UNLOCK TABLES; SET GLOBAL read_only = 0"),
+            Self::SealFiles { .. } => Some("peer: unseal"),
+            Self::Grant { .. } => Some("peer: the grant is removed"),
+            Self::StopReplication => Some("START ALL SLAVES"),
+            Self::StopReceiving => Some("role.json: standby"),
+            Self::FencePeer { .. }
+            | Self::CatchUp { .. }
+            | Self::Drain
+            | Self::Harvest { .. }
+            | Self::TakeBackGrant
+            | Self::Open
+            | Self::ClaimEpoch { .. }
+            | Self::ForgetChannel
+            | Self::FetchVip { .. }
+            | Self::Demote { .. } => None,
+        }
     }
 }
 
@@ -154,6 +185,7 @@ impl fmt::Display for Step {
             Self::Open => write!(f, "open the database for writes"),
             Self::ClaimEpoch { epoch } => write!(f, "write epoch {epoch}"),
             Self::ForgetChannel => write!(f, "forget the old replication channel"),
+            Self::FetchVip { peer } => write!(f, "fetch the VIP from {peer}"),
             Self::Demote { peer } => write!(f, "make {peer} a replica"),
         }
     }
@@ -313,6 +345,9 @@ pub fn plan_promotion(
         steps.push(Step::ForgetChannel);
     }
     if let PromotionKind::SwitchOver { from } = &kind {
+        if !seen.local.entitled() {
+            steps.push(Step::FetchVip { peer: from.clone() });
+        }
         steps.push(Step::Demote { peer: from.clone() });
     }
     Ok(Plan {

@@ -425,6 +425,7 @@ impl Cluster {
                 Step::Open => self.nodes[node].writable = true,
                 Step::ClaimEpoch { epoch } => self.open_epoch(node, *epoch),
                 Step::ForgetChannel => self.nodes[node].channel = None,
+                Step::FetchVip { .. } => self.nodes[peer].standby_file = true,
                 Step::Demote { .. } => {
                     self.nodes[peer].semi_sync = false;
                     self.nodes[peer].channel = Some(true);

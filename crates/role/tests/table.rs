@@ -141,13 +141,23 @@ fn of_two_primaries_the_higher_epoch_stays() {
 #[test]
 fn the_vip_moved_first_so_the_primary_is_switched_over() {
     let primary = answering(server(true, 5, "there", "0-2-10"));
-    let look = seen(here(true, closed("there", "0-2-9")), there(false, primary));
+    let mut standby = server(false, 5, "there", "0-2-9");
+    let from = "there".to_owned();
+    // Without a channel it would never catch up under the freeze.
+    let look = seen(
+        here(true, answering(standby.clone())),
+        there(false, primary.clone()),
+    );
     assert_eq!(
         decide(&look, CAREFUL),
-        Decision::SwitchOver {
-            from: "there".to_owned()
-        }
+        Decision::CatchUp { from: from.clone() }
     );
+    standby.channels = vec![channel("0-2-9")];
+    let mut look = seen(here(true, answering(standby)), there(false, primary));
+    assert_eq!(decide(&look, CAREFUL), Decision::SwitchOver { from });
+    // A switch-over to that peer was killed after it had opened.
+    look.granted_to = Some("there".to_owned());
+    assert!(matches!(decide(&look, CAREFUL), Decision::GiveUpVip(_)));
 }
 
 #[test]
@@ -408,7 +418,10 @@ fn ordered(steps: &[Step]) {
             | Step::StopReplication
             | Step::StopReceiving
             | Step::TakeBackGrant => assert!(index < open, "{steps:?}"),
-            Step::ClaimEpoch { .. } | Step::ForgetChannel | Step::Demote { .. } => {
+            Step::ClaimEpoch { .. }
+            | Step::ForgetChannel
+            | Step::FetchVip { .. }
+            | Step::Demote { .. } => {
                 assert!(index > open, "{steps:?}");
             }
             Step::Open => {}

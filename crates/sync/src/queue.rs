@@ -18,7 +18,7 @@ const MAX_DELAY: Duration = Duration::from_secs(1);
 /// left in the end ...
 const GONE_QUIET: Duration = Duration::from_millis(40);
 /// ... or for this long.
-const GONE_DELAY: Duration = MAX_DELAY;
+const GONE_DELAY: Duration = Duration::from_millis(250);
 /// The other half of a rename comes within this time.
 pub const MOVE_PATIENCE: Duration = Duration::from_millis(10);
 
@@ -328,7 +328,7 @@ mod tests {
         }
         let now = quiet + Duration::from_millis(1990);
         queue.mark(key("199"), Change::Whole, now);
-        assert_eq!(taken(&mut queue, now + GATHER).len(), 101);
+        assert_eq!(taken(&mut queue, now + GATHER).len(), 176);
         let mut few = Queue::default();
         few.mark(key("new.tmp"), Change::Gone, now);
         few.mark(key("new"), Change::Whole, now);

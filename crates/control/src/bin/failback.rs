@@ -1,0 +1,5 @@
+//! See `control::failback`.
+
+fn main() -> control::Exit {
+    control::failback::main()
+}

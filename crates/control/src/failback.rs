@@ -1,0 +1,585 @@
+//! `failback`: the preferred node becomes the primary again. It rejoins, catches up, and then takes the
+//! right to write in the same switch-over as `promote`.
+
+use std::fmt;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use observe::{SqlError, SyncState};
+use role::{Decision, GtidSet, Limits, Plan, Policy, decide};
+use serde::Serialize;
+use settings::{Node, Settings};
+
+use crate::cancel::Cancel;
+use crate::cli::{Common, Exit, answer};
+use crate::link::{LinkError, ssh};
+use crate::lock::{LockError, RoleLock};
+use crate::look::{Depth, Look, look};
+use crate::preflight::{self, Obstacle};
+use crate::promote::{PromoteError, Promoted, promote};
+use crate::{statements, takeover};
+
+/// The third command that the peers' ssh key may ask for, with the options of [`Options`].
+pub const COMMAND: &str = "failback";
+/// One wait for the applying thread, after which progress is told.
+const SLICE: Duration = Duration::from_secs(1);
+/// Between two looks at what changes by itself.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the result may take to show itself.
+const VERIFY: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "failback",
+    version,
+    about = "Makes the preferred node the primary again, without losing a write",
+    after_help = "Examples:\n  failback                on the preferred node: rejoin, catch up, switch over, check\n  \
+                  failback --dry-run      say what stands in the way, and print every statement\n  \
+                  failback --to node2     make node2 the primary, typed anywhere\n  \
+                  failback --rejoin-only  become a replica of the present primary, no more\n\n\
+                  Ctrl-C before the database opens undoes everything. A failback that was killed is run again:\n  \
+                  it goes on from what it finds.\n\n\
+                  Exit: 0 done or nothing to do, 1 failed and undone, 2 settings or arguments, 3 refused,\n  \
+                  4 stopped past the point of no return (run it again), 5 a node is unreachable, 6 lock held"
+)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    /// The node that is to become the primary [default: the preferred one of the settings]
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What may also be asked over ssh.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Print the preconditions and every statement, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Become a replica of the present primary, and no more
+    #[arg(long, conflicts_with = "dry_run")]
+    rejoin_only: bool,
+    /// Go on after an interruption; the same as a new run
+    #[arg(long)]
+    resume: bool,
+    /// How long the waits before the switch-over may take in all, in seconds
+    #[arg(long, value_name = "S", default_value_t = 600)]
+    timeout: u64,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The options as the forced command of a peer takes them.
+#[derive(Debug, Parser)]
+#[command(name = "failback", no_binary_name = true)]
+struct Remote {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Entry point of `failback`.
+pub fn main() -> Exit {
+    let arguments = Arguments::parse();
+    let settings = match arguments.common.settings() {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    let target = arguments.to.as_ref().unwrap_or(&settings.cluster.preferred);
+    let Some(node) = takeover::node(&settings, target) else {
+        let known: Vec<&str> = settings.nodes.iter().map(|n| n.name.as_str()).collect();
+        log::error!(
+            "--to {target}: no such node in the settings; there are {}",
+            known.join(", ")
+        );
+        return Exit::Usage;
+    };
+    let cancel = match Cancel::on_signals() {
+        Ok(cancel) => cancel,
+        Err(error) => {
+            log::error!("signals: {error}");
+            return Exit::Undone;
+        }
+    };
+    if node.name == settings.local().name {
+        return here(&settings, &arguments.options, &cancel);
+    }
+    there(&settings, node, &arguments.options, &cancel)
+}
+
+/// At a peer's word: the words after [`COMMAND`]. The peer hangs up to cancel it.
+pub fn asked(settings: &Settings, words: &[&str]) -> Exit {
+    let remote = match Remote::try_parse_from(words) {
+        Ok(remote) => remote,
+        Err(error) => {
+            log::error!("{error}");
+            return Exit::Refused;
+        }
+    };
+    let cancel = Cancel::default();
+    let hung_up = cancel.clone();
+    std::thread::spawn(move || {
+        // Ends at the end of the input, which nothing is written to.
+        let _ = std::io::stdin().lock().read(&mut [0]);
+        hung_up.ask();
+    });
+    here(settings, &remote.options, &cancel)
+}
+
+fn there(settings: &Settings, node: &Node, options: &Options, cancel: &Cancel) -> Exit {
+    let Some(address) = observe::reachable(settings, node, settings.peer.port) else {
+        log::error!("{} does not answer on any network", node.name);
+        return Exit::Unreachable;
+    };
+    let mut words = format!("{COMMAND} --timeout {}", options.timeout);
+    for (on, word) in [
+        (options.dry_run, " --dry-run"),
+        (options.rejoin_only, " --rejoin-only"),
+        (options.json, " --json"),
+    ] {
+        if on {
+            words.push_str(word);
+        }
+    }
+    match ssh(settings, address)
+        .arg(words)
+        .run_passing_on(|| !cancel.asked())
+    {
+        Ok(Some(0)) => Exit::Done,
+        Ok(Some(code)) => Exit::from_code(code).unwrap_or(Exit::Unreachable),
+        Ok(None) => Exit::Unreachable,
+        Err(error) => {
+            log::error!("{error}");
+            Exit::Unreachable
+        }
+    }
+}
+
+fn here(settings: &Settings, options: &Options, cancel: &Cancel) -> Exit {
+    let mut failback = Failback {
+        settings,
+        options,
+        cancel,
+        start: Instant::now(),
+    };
+    let outcome = failback.run();
+    failback.report(&outcome);
+    match outcome {
+        Ok(_) => Exit::Done,
+        Err(error) => error.exit(),
+    }
+}
+
+/// How it ended well.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "outcome")]
+enum Done {
+    /// This node is the primary already.
+    AlreadyPrimary,
+    /// It is a replica of this one.
+    Replica {
+        /// The primary.
+        of: String,
+    },
+    /// What would be done.
+    Planned {
+        /// The steps.
+        plan: Plan,
+    },
+    /// It is the primary.
+    Primary {
+        /// From the freeze to the replica.
+        switch_over_seconds: f64,
+    },
+}
+
+/// Why it did not.
+#[derive(Debug, thiserror::Error)]
+enum FailbackError {
+    #[error("stopped by a signal; nothing was changed")]
+    Cancelled,
+    #[error(
+        "no writable primary is seen, so there is nothing to fail back from; on the node that shall be the primary: promote"
+    )]
+    NoPrimary,
+    #[error("{}", list(.0))]
+    Obstacles(Vec<Obstacle>),
+    #[error("{why}; {next}")]
+    Refused { why: String, next: String },
+    #[error(
+        "{what} took longer than {limit:?}; nothing was changed. Try again, with a larger --timeout"
+    )]
+    TooLate { what: String, limit: Duration },
+    #[error("this node is the primary, but {0}; see: journalctl -u keepalived-companion-role")]
+    Unverified(String),
+    #[error(transparent)]
+    Promote(#[from] Box<PromoteError>),
+    #[error(transparent)]
+    Memory(#[from] observe::MemoryError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+}
+
+fn list(obstacles: &[Obstacle]) -> impl fmt::Display + use<> {
+    let lines: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+impl FailbackError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Cancelled
+            | Self::TooLate { .. }
+            | Self::Memory(_)
+            | Self::Sql(_)
+            | Self::Lock(LockError::Io { .. }) => Exit::Undone,
+            Self::NoPrimary | Self::Obstacles(_) | Self::Refused { .. } => Exit::Refused,
+            Self::Unverified(_) => Exit::Forward,
+            Self::Promote(error) => error.exit(),
+            Self::Lock(LockError::Busy { .. }) | Self::Link(LinkError::Busy { .. }) => Exit::Locked,
+            Self::Link(_) => Exit::Unreachable,
+        }
+    }
+}
+
+struct Failback<'a> {
+    settings: &'a Settings,
+    options: &'a Options,
+    cancel: &'a Cancel,
+    start: Instant,
+}
+
+impl Failback<'_> {
+    fn run(&mut self) -> Result<Done, FailbackError> {
+        let settings = self.settings;
+        let me = &settings.local().name;
+        self.say(&format!("failback to {me}"));
+        let seen = look(settings, Depth::Nodes)?;
+        if seen.seen.local.database.writable() {
+            return Ok(Done::AlreadyPrimary);
+        }
+        let Some(primary) = seen.seen.primary().map(|(peer, _)| peer.name.clone()) else {
+            return Err(FailbackError::NoPrimary);
+        };
+        drop(seen);
+        if !self.options.dry_run {
+            self.rejoin(&primary)?;
+        }
+        if self.options.rejoin_only {
+            return Ok(Done::Replica { of: primary });
+        }
+        self.preflight(&primary)?;
+        if self.options.dry_run {
+            return match self.switch_over(true)? {
+                Promoted::Planned(plan) => Ok(Done::Planned { plan }),
+                Promoted::Already | Promoted::Done(..) => Ok(Done::AlreadyPrimary),
+            };
+        }
+        self.catch_up(&primary)?;
+        self.await_files(&primary)?;
+        // A second time: the waits may have been long.
+        self.preflight(&primary)?;
+        let took = match self.switch_over(false)? {
+            Promoted::Done(_, took) => took,
+            Promoted::Already | Promoted::Planned(_) => Duration::ZERO,
+        };
+        self.say(&format!(
+            "{me} is the primary; the switch-over took {took:.2?}"
+        ));
+        self.verify(&primary)?;
+        Ok(Done::Primary {
+            switch_over_seconds: took.as_secs_f64(),
+        })
+    }
+
+    /// A line on the terminal and in the log that the original had, with the time since the start.
+    fn say(&self, text: &str) {
+        let file = format!("failback-{}.log", self.settings.local().name);
+        let text = format!("[{:6.2} s] {text}", self.start.elapsed().as_secs_f64());
+        alerts::log_line(&self.settings.paths.log.join(file), &text);
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.options.timeout)
+    }
+
+    /// Waits for something that comes by itself, and says what is missing once a second.
+    fn wait(
+        &self,
+        what: &str,
+        mut missing: impl FnMut() -> Result<Option<String>, FailbackError>,
+    ) -> Result<(), FailbackError> {
+        let mut told = None::<Instant>;
+        loop {
+            let Some(why) = missing()? else {
+                return Ok(());
+            };
+            if self.cancel.asked() {
+                return Err(FailbackError::Cancelled);
+            }
+            if self.start.elapsed() > self.limit() {
+                return Err(FailbackError::TooLate {
+                    what: format!("{what} ({why})"),
+                    limit: self.limit(),
+                });
+            }
+            if told.is_none_or(|at| at.elapsed() >= SLICE) {
+                self.say(&format!("{what}: {why}"));
+                told = Some(Instant::now());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Becomes a replica of the primary, as the audit would do at its next tick.
+    fn rejoin(&self, primary: &str) -> Result<(), FailbackError> {
+        let settings = self.settings;
+        let lock = RoleLock::take(settings, Duration::from_secs(5))?;
+        let mut seen = look(settings, Depth::Nodes)?;
+        let policy = Policy {
+            promote_unmet_after_boot: false,
+            // A person's word counts more than the person's flag.
+            maintenance: false,
+        };
+        match decide(&seen.seen, policy) {
+            Decision::Attach { to } => {
+                let (Some(node), Some(session)) =
+                    (takeover::node(settings, &to), seen.local.as_mut())
+                else {
+                    return Err(FailbackError::NoPrimary);
+                };
+                statements::attach(session, settings, node)?;
+                self.say(&format!("replicates from {to}"));
+            }
+            Decision::Refuse { why, next } if seen.seen.local.database.server().is_some() => {
+                return Err(FailbackError::Refused {
+                    why: why.to_owned(),
+                    next: next.to_owned(),
+                });
+            }
+            _ => {}
+        }
+        drop(lock);
+        self.wait(&format!("replication from {primary}"), || {
+            let Some(server) = observe::observe_local(settings)
+                .0
+                .database
+                .server()
+                .cloned()
+            else {
+                return Ok(Some("the local database does not answer".to_owned()));
+            };
+            let runs = server
+                .channels
+                .iter()
+                .any(|c| c.io == role::IoThread::Running && c.sql_running);
+            Ok((!runs).then(|| "the threads do not run yet".to_owned()))
+        })
+    }
+
+    fn preflight(&self, primary: &str) -> Result<(), FailbackError> {
+        let mut seen = look(self.settings, Depth::Nodes)?;
+        let found = preflight_of(self.settings, &mut seen, primary)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(FailbackError::Obstacles(found))
+    }
+
+    /// Everything that the primary has now is applied here within one slice: the freeze will not be long.
+    fn catch_up(&self, primary: &str) -> Result<(), FailbackError> {
+        let settings = self.settings;
+        self.wait(&format!("catching up with {primary}"), || {
+            let mut seen = look(settings, Depth::Databases)?;
+            let Some((_, server)) = seen.seen.primary() else {
+                return Err(FailbackError::NoPrimary);
+            };
+            let wanted: GtidSet = server.history();
+            let local = seen.seen.local.database.server();
+            let behind = local.map_or(0, |me| me.history().transactions_behind(&wanted));
+            if let Some(errno) = local.and_then(|me| {
+                me.channels.iter().map(|c| c.sql_errno).find(|errno| *errno != 0)
+            }) {
+                return Err(FailbackError::Refused {
+                    why: format!("replication stopped at error {errno}"),
+                    next: "read Last_SQL_Error in SHOW ALL SLAVES STATUS, then repair or rebuild this node"
+                        .to_owned(),
+                });
+            }
+            let Some(session) = seen.local.as_mut() else {
+                return Ok(Some("the local database does not answer".to_owned()));
+            };
+            // Not longer than the session's own patience.
+            let applied = statements::wait_for(session, &wanted, PAUSE)?;
+            Ok((!applied).then(|| format!("{behind} transactions left")))
+        })
+    }
+
+    /// The files of the primary are here, but for those of the last moment, which the switch-over sends.
+    fn await_files(&self, primary: &str) -> Result<(), FailbackError> {
+        let settings = self.settings;
+        let mut link = self.link(primary)?;
+        self.wait(&format!("the files of {primary}"), || {
+            let Some(files) = link.files()? else {
+                return Ok(None);
+            };
+            let me = &settings.local().name;
+            let mine = files.standbys.iter().find(|s| s.name == *me);
+            let small = |s: &observe::StandbyStatus| {
+                s.state == observe::StandbyState::InSync
+                    || (s.state == observe::StandbyState::Behind && s.paths_behind < 100)
+            };
+            Ok(match mine {
+                Some(standby) if small(standby) => None,
+                Some(standby) => {
+                    let progress = standby.progress.as_deref().or(standby.reason.as_deref());
+                    Some(format!(
+                        "{} names are not here{}",
+                        standby.paths_behind,
+                        progress.map_or_else(String::new, |text| format!(": {text}"))
+                    ))
+                }
+                None if files.standbys.is_empty() => Some("sync-realtime there begins".to_owned()),
+                None => Some(format!("sync-realtime there does not know {me}")),
+            })
+        })
+    }
+
+    fn link(&self, peer: &str) -> Result<crate::link::Link, FailbackError> {
+        let mut seen = look(self.settings, Depth::Nodes)?;
+        seen.links
+            .remove(peer)
+            .ok_or_else(|| FailbackError::Refused {
+                why: format!("the forced command of {peer} does not answer"),
+                next: "repair ssh between the nodes".to_owned(),
+            })
+    }
+
+    fn switch_over(&self, dry_run: bool) -> Result<Promoted, FailbackError> {
+        let limits = Limits {
+            loss: 0,
+            accept_loss: false,
+            force: false,
+        };
+        promote(self.settings, limits, dry_run, self.cancel).map_err(|error| Box::new(error).into())
+    }
+
+    /// The roles as they should be, a row written here and read there, and files on their way back.
+    fn verify(&self, former: &str) -> Result<(), FailbackError> {
+        let settings = self.settings;
+        let start = Instant::now();
+        let mut missing = String::new();
+        let mut written = false;
+        while start.elapsed() < VERIFY {
+            let mut seen = look(settings, Depth::Nodes)?;
+            match self.lacking(&mut seen, former, &mut written) {
+                Ok(None) => {
+                    self.say(&format!(
+                        "verified: the VIP is here, {former} is read-only and has a row just written here"
+                    ));
+                    return Ok(());
+                }
+                Ok(Some(what)) => missing = what,
+                Err(error) => missing = error.to_string(),
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(FailbackError::Unverified(missing))
+    }
+
+    fn lacking(
+        &self,
+        seen: &mut Look,
+        former: &str,
+        written: &mut bool,
+    ) -> Result<Option<String>, SqlError> {
+        let settings = self.settings;
+        if !seen.seen.local.database.writable() {
+            return Ok(Some("its database is not open".to_owned()));
+        }
+        if !seen.seen.local.entitled() {
+            return Ok(Some("the VIP is not here".to_owned()));
+        }
+        let peer = seen.seen.peers.iter().find(|p| p.name == former);
+        let Some(server) = peer.and_then(role::PeerView::server) else {
+            return Ok(Some(format!("{former} does not answer")));
+        };
+        if server.writable {
+            return Ok(Some(format!("{former} is writable")));
+        }
+        let Some(session) = seen.local.as_mut() else {
+            return Ok(Some("the local database does not answer".to_owned()));
+        };
+        if !*written {
+            statements::beat(session, settings)?;
+            *written = true;
+        }
+        let here = statements::beats(session, settings)?;
+        let Some(session) = seen.sessions.get_mut(former) else {
+            return Ok(Some(format!("the database of {former} does not answer")));
+        };
+        let there = statements::beats(session, settings)?;
+        Ok((there != here).then(|| format!("{former} has not got a row that was written here")))
+    }
+
+    fn report(&self, outcome: &Result<Done, FailbackError>) {
+        let line = match outcome {
+            Ok(Done::AlreadyPrimary) => {
+                "this node is the primary already; nothing to do".to_owned()
+            }
+            Ok(Done::Replica { of }) => format!("this node is a replica of {of}"),
+            Ok(Done::Planned { .. }) => "nothing stands in the way; the plan:".to_owned(),
+            Ok(Done::Primary { .. }) => format!(
+                "done: {} is the primary, {:.1} s since the start",
+                self.settings.local().name,
+                self.start.elapsed().as_secs_f64()
+            ),
+            Err(error) => error.to_string(),
+        };
+        self.say(&line);
+        if self.options.json {
+            let value = match outcome {
+                Ok(done) => serde_json::to_value(done).unwrap_or_default(),
+                Err(error) => serde_json::json!({
+                    "outcome": "failed", "exit": error.exit().code(), "why": error.to_string(),
+                    "obstacles": if let FailbackError::Obstacles(found) = error { found.as_slice() } else { &[] },
+                }),
+            };
+            answer(&value.to_string());
+        } else if let Ok(Done::Planned { plan }) = outcome {
+            for step in &plan.steps {
+                answer(&format!("- {step}"));
+                for statement in step.statements() {
+                    answer(&format!("    {statement}"));
+                }
+                if let Some(undo) = step.undo() {
+                    answer(&format!("    undone by: {undo}"));
+                }
+            }
+        }
+    }
+}
+
+/// What stands in the way on the primary.
+pub fn preflight_of(
+    settings: &Settings,
+    seen: &mut Look,
+    primary: &str,
+) -> Result<Vec<Obstacle>, SqlError> {
+    let files = seen
+        .links
+        .get_mut(primary)
+        .and_then(|link| link.files().ok().flatten())
+        .filter(|files| files.state != SyncState::Standby);
+    let Some(session) = seen.sessions.get_mut(primary) else {
+        return Ok(Vec::new());
+    };
+    preflight::obstacles(settings, session, primary, files.as_ref())
+}

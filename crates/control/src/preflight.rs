@@ -1,0 +1,146 @@
+//! What would make a switch-over fail or hurt, found before anything is touched.
+
+use std::time::Duration;
+
+use observe::{Session, SqlError, SyncState, SyncStatus};
+use serde::{Deserialize, Serialize};
+use settings::Settings;
+
+/// A transaction that is open for longer would be lost to its client in the freeze.
+const LONG_TRANSACTION: Duration = Duration::from_secs(3);
+
+/// Something on the present primary. Each names the way on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case", tag = "obstacle")]
+pub enum Obstacle {
+    /// An open transaction, which the switch-over would end.
+    #[error(
+        "session {id} of {user} on {node} has had a transaction open for {seconds} s, and the switch-over would end it; wait, or end it there: KILL {id}"
+    )]
+    LongTransaction {
+        /// The primary.
+        node: String,
+        /// The session.
+        id: u64,
+        /// Its user.
+        user: String,
+        /// Since when.
+        seconds: u64,
+    },
+    /// `LOCK TABLES`: the freeze would wait for it.
+    #[error("session {id} of {user} on {node} holds LOCK TABLES; wait, or end it there: KILL {id}")]
+    LockedTables {
+        /// The primary.
+        node: String,
+        /// The session.
+        id: u64,
+        /// Its user.
+        user: String,
+    },
+    /// A backup, or another global read lock.
+    #[error(
+        "session {id} of {user} on {node} runs a backup or holds a global read lock; let it finish, or end it there: KILL {id}"
+    )]
+    Backup {
+        /// The primary.
+        node: String,
+        /// The session.
+        id: u64,
+        /// Its user.
+        user: String,
+    },
+    /// Files are held until a person has looked.
+    #[error("the files of {node} are held: {why}. Look, then there: sync-realtime --release")]
+    FilesHeld {
+        /// The primary.
+        node: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Looks at the primary's sessions, and at what its sender of files says.
+pub fn obstacles(
+    settings: &Settings,
+    session: &mut Session,
+    node: &str,
+    files: Option<&SyncStatus>,
+) -> Result<Vec<Obstacle>, SqlError> {
+    let mut found = transactions(settings, session, node)?;
+    found.extend(locks(settings, session, node)?);
+    if let Some(files) = files.filter(|files| files.state == SyncState::Held) {
+        found.push(Obstacle::FilesHeld {
+            node: node.to_owned(),
+            why: files.reason.clone().unwrap_or_default(),
+        });
+    }
+    Ok(found)
+}
+
+fn is_ours(settings: &Settings, user: &str) -> bool {
+    let database = &settings.database;
+    user == "system user" || user == database.account.user || user == database.replication.user
+}
+
+fn transactions(
+    settings: &Settings,
+    session: &mut Session,
+    node: &str,
+) -> Result<Vec<Obstacle>, SqlError> {
+    // InnoDB tells the start in the host's own time.
+    let open = session.rows::<(u64, String, u64)>(
+        "SELECT p.ID, p.USER, GREATEST(0, TIMESTAMPDIFF(SECOND, t.trx_started, \
+         CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', 'SYSTEM'))) \
+         FROM information_schema.INNODB_TRX t \
+         JOIN information_schema.PROCESSLIST p ON p.ID = t.trx_mysql_thread_id",
+    )?;
+    Ok(open
+        .into_iter()
+        .filter(|(_, user, seconds)| {
+            *seconds >= LONG_TRANSACTION.as_secs() && !is_ours(settings, user)
+        })
+        .map(|(id, user, seconds)| Obstacle::LongTransaction {
+            node: node.to_owned(),
+            id,
+            user,
+            seconds,
+        })
+        .collect())
+}
+
+/// Held locks are told by a plugin, which the shipped configuration loads; without it the freeze itself
+/// finds them, and is undone.
+fn locks(
+    settings: &Settings,
+    session: &mut Session,
+    node: &str,
+) -> Result<Vec<Obstacle>, SqlError> {
+    let loaded: u64 = session.row(
+        "SELECT COUNT(*) FROM information_schema.PLUGINS \
+         WHERE PLUGIN_NAME = 'METADATA_LOCK_INFO' AND PLUGIN_STATUS = 'ACTIVE'",
+    )?;
+    if loaded == 0 {
+        log::debug!("{node}: metadata_lock_info is not loaded, so held locks are not seen");
+        return Ok(Vec::new());
+    }
+    let held = session.rows::<(u64, String, String)>(
+        "SELECT DISTINCT p.ID, p.USER, m.LOCK_MODE \
+         FROM information_schema.METADATA_LOCK_INFO m \
+         JOIN information_schema.PROCESSLIST p ON p.ID = m.THREAD_ID \
+         WHERE m.LOCK_MODE IN ('MDL_SHARED_READ_ONLY', 'MDL_SHARED_NO_WRITE', 'MDL_SHARED_NO_READ_WRITE') \
+         OR m.LOCK_MODE IN ('MDL_BACKUP_START', 'MDL_BACKUP_FLUSH', 'MDL_BACKUP_WAIT_FLUSH', \
+         'MDL_BACKUP_WAIT_DDL', 'MDL_BACKUP_WAIT_COMMIT', 'MDL_BACKUP_FTWRL1', 'MDL_BACKUP_FTWRL2')",
+    )?;
+    Ok(held
+        .into_iter()
+        .filter(|(_, user, _)| !is_ours(settings, user))
+        .map(|(id, user, mode)| {
+            let node = node.to_owned();
+            if mode.starts_with("MDL_BACKUP") {
+                Obstacle::Backup { node, id, user }
+            } else {
+                Obstacle::LockedTables { node, id, user }
+            }
+        })
+        .collect())
+}

@@ -1,0 +1,419 @@
+//! The way back on real nodes: under writing clients, in a row, killed, refused. Nothing that was
+//! acknowledged is lost, and never do two nodes write.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and prints its figures"
+)]
+
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use lab::writer::{Report, Writer, now};
+use lab::{Lab, LabError, NodeName, Options, Output, VIP, wait_until};
+
+use NodeName::{Node1, Node2};
+
+static LAB: Mutex<()> = Mutex::new(());
+
+/// Generous: figures are printed, bars are for the benchmark.
+const LIMIT: Duration = Duration::from_secs(90);
+const FAILBACK: &str = "/usr/libexec/keepalived-companion/failback";
+const PROMOTE: &str = "/usr/libexec/keepalived-companion/promote";
+
+/// Node1 is the preferred node and the primary.
+fn whole_lab() -> (MutexGuard<'static, ()>, Lab) {
+    let one_at_a_time = LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
+    lab.up(&Options::default()).unwrap();
+    lab.make_whole(Node1, LIMIT).unwrap();
+    (one_at_a_time, lab)
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{}\n{}",
+        output.text(),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Runs a tool, which must end with that exit code; gives what it said.
+fn ends_with(lab: &Lab, node: NodeName, command: &[&str], code: i32) -> String {
+    let output = lab.exec(node, command).unwrap();
+    let said = said(&output);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{command:?} on {node}: {said}"
+    );
+    said
+}
+
+/// Node2 becomes the primary, as after a failover.
+fn hand_over(lab: &Lab) {
+    ends_with(lab, Node2, &[PROMOTE], 0);
+    lab.settled(Node2, LIMIT).unwrap();
+}
+
+fn await_rows(writer: &Writer, more: usize) {
+    let wanted = writer.acknowledged() + more;
+    wait_until("acknowledged rows", LIMIT, || {
+        let rows = writer.acknowledged();
+        Ok(if rows >= wanted {
+            Ok(())
+        } else {
+            Err(format!("{rows} of {wanted}"))
+        })
+    })
+    .unwrap();
+}
+
+fn start_writer(lab: &Lab, writers: u32) -> Writer {
+    let first = lab::event::first_row();
+    let writer = Writer::start(lab, writers, first).unwrap();
+    await_rows(&writer, 100);
+    writer
+}
+
+/// Nothing acknowledged is missing on the primary, and both nodes have the same tables in the end.
+fn assert_whole(lab: &Lab, report: &Report, primary: NodeName) {
+    assert_eq!(
+        report.lost(lab, primary).unwrap(),
+        [],
+        "acknowledged and lost"
+    );
+    wait_until("equal tables on both nodes", LIMIT, || {
+        let sums = |node: NodeName| -> Result<String, LabError> {
+            lab.sql(
+                node,
+                "CHECKSUM TABLE ha_app.rows, keepalived_companion.epoch EXTENDED",
+            )
+        };
+        let (here, there) = (sums(primary)?, sums(primary.other())?);
+        Ok(if here == there {
+            Ok(())
+        } else {
+            Err(format!("{here} and {there}"))
+        })
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_primary_comes_back_under_a_writing_client() {
+    let (_one_at_a_time, lab) = whole_lab();
+    hand_over(&lab);
+    let planned = ends_with(&lab, Node1, &[FAILBACK, "--dry-run"], 0);
+    for part in ["SET GLOBAL read_only = 0", "undone by: peer: UNLOCK TABLES"] {
+        assert!(planned.contains(part), "{planned}");
+    }
+    assert_eq!(
+        lab.roles().unwrap().writable,
+        [Node2],
+        "a dry run changed something"
+    );
+    let writer = start_writer(&lab, 1);
+    let struck = now();
+    let told = ends_with(&lab, Node1, &[FAILBACK], 0);
+    assert!(told.contains("verified: the VIP is here"), "{told}");
+    lab.settled(Node1, LIMIT).unwrap();
+    await_rows(&writer, 100);
+    let report = writer.stop().unwrap();
+    println!(
+        "failback: {:.2} s without a write, {} acknowledged",
+        report.longest_gap(struck),
+        report.rows.len()
+    );
+    assert_whole(&lab, &report, Node1);
+    let again = ends_with(&lab, Node1, &[FAILBACK], 0);
+    assert!(again.contains("already"), "{again}");
+    let log = lab
+        .exec(Node1, &["cat", "/var/log/keepalived/failback-node1.log"])
+        .unwrap()
+        .text();
+    assert!(log.contains("done: node1 is the primary"), "{log}");
+}
+
+/// An administrator, whom `read_only` does not stop, types at whatever answers behind the VIP.
+fn administrator(lab: &Lab, stop: &Arc<AtomicBool>) -> JoinHandle<Vec<u64>> {
+    let (lab, stop) = (lab.clone(), Arc::clone(stop));
+    thread::spawn(move || {
+        let mut done = Vec::new();
+        for n in 1.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let insert = format!("INSERT INTO ha_app.administrator VALUES ({n})");
+            let client = [
+                "mariadb",
+                "--connect-timeout=1",
+                "-h",
+                VIP,
+                "-u",
+                "administrator",
+            ];
+            let typed = lab.exec(
+                Node1,
+                &[&client[..], &["-plab-only", "-e", &insert]].concat(),
+            );
+            if typed.is_ok_and(|output| output.status.success()) {
+                done.push(n);
+            }
+        }
+        done
+    })
+}
+
+#[test]
+fn there_and_back_five_times_under_load() {
+    let (_one_at_a_time, lab) = whole_lab();
+    lab.sql(
+        Node1,
+        "CREATE TABLE IF NOT EXISTS ha_app.administrator (n BIGINT PRIMARY KEY); TRUNCATE ha_app.administrator;
+         CREATE OR REPLACE USER administrator@'%' IDENTIFIED BY 'lab-only'; GRANT ALL ON *.* TO administrator@'%'",
+    )
+    .unwrap();
+    // More of them write faster than the standby's one applying thread can follow here.
+    let writer = start_writer(&lab, 2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let administrator = administrator(&lab, &stop);
+    let mut began = Vec::new();
+    for target in [Node2, Node1, Node2, Node1, Node2, Node1] {
+        began.push(now());
+        // Typed on node1 in either direction.
+        ends_with(&lab, Node1, &[FAILBACK, "--to", &target.to_string()], 0);
+        lab.settled(target, LIMIT).unwrap();
+        await_rows(&writer, 400);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let typed = administrator.join().unwrap();
+    let report = writer.stop().unwrap();
+    let gaps: Vec<String> = began
+        .iter()
+        .zip(began.iter().skip(1).chain([&report.ended]))
+        .map(|(from, to)| format!("{:.2}", gap_between(&report, *from, *to)))
+        .collect();
+    println!(
+        "six in a row, 2 writers: {} s without a write, {} acknowledged, {} by the administrator",
+        gaps.join(", "),
+        report.rows.len(),
+        typed.len()
+    );
+    assert_whole(&lab, &report, Node1);
+    assert!(!typed.is_empty(), "the administrator could not type");
+    let kept = lab
+        .sql(Node1, "SELECT COUNT(*) FROM ha_app.administrator")
+        .unwrap();
+    assert!(
+        kept.parse::<usize>().unwrap() >= typed.len(),
+        "{kept} of {}",
+        typed.len()
+    );
+}
+
+/// The longest time without any writer's acknowledgement in an interval.
+fn gap_between(report: &Report, from: f64, to: f64) -> f64 {
+    let mut last = from;
+    let mut longest: f64 = 0.0;
+    for at in report
+        .rows
+        .iter()
+        .map(|row| row.at)
+        .filter(|at| (from..to).contains(at))
+    {
+        longest = longest.max(at - last);
+        last = at;
+    }
+    longest
+}
+
+#[test]
+fn power_loss_then_the_node_returns_and_takes_over_again() {
+    let (_one_at_a_time, lab) = whole_lab();
+    let writer = start_writer(&lab, 1);
+    lab.power_off(Node1).unwrap();
+    wait_until("the standby to take over", LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(if roles.writable == [Node2] {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}"))
+        })
+    })
+    .unwrap();
+    await_rows(&writer, 200);
+    lab.power_on(Node1).unwrap();
+    let returned = now();
+    lab.settled(Node2, LIMIT).unwrap();
+    println!(
+        "rejoined by itself {:.1} s after its power was back",
+        now() - returned
+    );
+    let struck = now();
+    ends_with(&lab, Node1, &[FAILBACK], 0);
+    await_rows(&writer, 200);
+    let report = writer.stop().unwrap();
+    println!(
+        "failback after it: {:.2} s without a write",
+        report.longest_gap(struck)
+    );
+    assert_whole(&lab, &report, Node1);
+}
+
+#[test]
+fn killed_at_any_step_it_ends_well() {
+    let (_one_at_a_time, lab) = whole_lab();
+    for point in [
+        "after freeze-peer",
+        "after seal-files",
+        "after grant",
+        "before open",
+        "after open",
+        "after claim-epoch",
+        "before demote",
+    ] {
+        lab.make_whole(Node1, LIMIT).unwrap();
+        hand_over(&lab);
+        let writer = start_writer(&lab, 1);
+        let fault = format!("echo '{point}' > /var/lib/keepalived-companion/fault");
+        lab.exec(Node1, &["sh", "-c", &fault])
+            .unwrap()
+            .success()
+            .unwrap();
+        let struck = now();
+        let output = lab.exec(Node1, &[FAILBACK]).unwrap();
+        assert!(
+            !output.status.success(),
+            "{point}: it was not killed: {}",
+            said(&output)
+        );
+        // Whoever is the primary now: clients go on, and there is one.
+        await_rows(&writer, 100);
+        let roles = lab.roles().unwrap();
+        assert!(roles.writable.len() < 2, "{point}: {roles:?}");
+        let stopped = now();
+        wait_until("a run that ends well", LIMIT, || {
+            let output = lab.exec(Node1, &[FAILBACK, "--resume"])?;
+            Ok(if output.status.success() {
+                Ok(())
+            } else {
+                Err(said(&output))
+            })
+        })
+        .unwrap();
+        lab.settled(Node1, LIMIT).unwrap();
+        await_rows(&writer, 100);
+        let report = writer.stop().unwrap();
+        println!(
+            "killed {point}: {:.2} s without a write, then {:.2} s",
+            gap_between(&report, struck, stopped),
+            gap_between(&report, stopped, report.ended)
+        );
+        assert_whole(&lab, &report, Node1);
+    }
+}
+
+/// A root session on a node that has run some statements and stays open until it is dropped.
+struct OpenSession(Child);
+
+impl OpenSession {
+    fn holding(lab: &Lab, node: NodeName, statements: &str) -> Self {
+        let prefix = lab.command_in(node).unwrap();
+        let mut child = Command::new(&prefix[0])
+            .args(&prefix[1..])
+            .args(["mariadb", "--unbuffered"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        writeln!(child.stdin.as_mut().unwrap(), "{statements};").unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_is_named_before_anything_is_touched() {
+    let (_one_at_a_time, lab) = whole_lab();
+    hand_over(&lab);
+    let writer = start_writer(&lab, 1);
+    let struck = now();
+    for (statements, word) in [
+        (
+            "SET autocommit = 0; INSERT INTO ha_app.rows (writer, n, at) VALUES (77, 1, NOW(6))",
+            "transaction open",
+        ),
+        (
+            "CREATE TABLE IF NOT EXISTS ha_app.other (n INT); LOCK TABLES ha_app.other WRITE",
+            "LOCK TABLES",
+        ),
+        ("BACKUP STAGE START", "backup"),
+    ] {
+        let session = OpenSession::holding(&lab, Node2, statements);
+        let mut told = String::new();
+        wait_until("the refusal", LIMIT, || {
+            let output = lab.exec(Node1, &[FAILBACK, "--dry-run"])?;
+            told = said(&output);
+            Ok(if output.status.code() == Some(3) {
+                Ok(())
+            } else {
+                Err(told.clone())
+            })
+        })
+        .unwrap();
+        assert!(
+            told.contains(word) && told.contains("KILL"),
+            "{word}: {told}"
+        );
+        ends_with(&lab, Node1, &[FAILBACK], 3);
+        drop(session);
+    }
+    await_rows(&writer, 50);
+    let report = writer.stop().unwrap();
+    println!(
+        "refused six times: {:.2} s without a write",
+        report.longest_gap(struck)
+    );
+    assert_eq!(lab.roles().unwrap().writable, [Node2]);
+    // And a standby that does not apply.
+    lab.sql(
+        Node1,
+        "SET sql_log_bin = 0; INSERT INTO ha_app.rows (writer, n, at) VALUES (78, 1, NOW(6))",
+    )
+    .unwrap();
+    lab.sql(
+        Node2,
+        "INSERT INTO ha_app.rows (writer, n, at) VALUES (78, 1, NOW(6))",
+    )
+    .unwrap();
+    wait_until("the applying thread to stop", LIMIT, || {
+        let errno = lab.sql(Node1, "SHOW ALL SLAVES STATUS")?;
+        Ok(if errno.contains("1062") {
+            Ok(())
+        } else {
+            Err(errno)
+        })
+    })
+    .unwrap();
+    let told = ends_with(&lab, Node1, &[FAILBACK], 3);
+    assert!(told.contains("replication stopped"), "{told}");
+    lab.sql(
+        Node1,
+        "SET sql_log_bin = 0; DELETE FROM ha_app.rows WHERE writer = 78; START SLAVE",
+    )
+    .unwrap();
+    ends_with(&lab, Node1, &[FAILBACK], 0);
+}
