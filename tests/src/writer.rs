@@ -55,21 +55,16 @@ pub fn now() -> f64 {
 impl Report {
     /// The longest time without an acknowledgement after `since`, in seconds.
     pub fn longest_gap(&self, since: f64) -> f64 {
-        let mut times: Vec<f64> = self
-            .rows
-            .iter()
-            .map(|r| r.at)
-            .filter(|at| *at >= since)
-            .collect();
-        times.push(self.ended);
+        self.longest_gap_within(since, self.ended)
+    }
+
+    /// The same between two moments, both of which bound a gap.
+    pub fn longest_gap_within(&self, from: f64, to: f64) -> f64 {
+        let mut times: Vec<f64> = self.rows.iter().map(|row| row.at).collect();
+        times.retain(|at| (from..to).contains(at));
+        times.push(to);
         times.sort_by(f64::total_cmp);
-        let mut last = self
-            .rows
-            .iter()
-            .map(|r| r.at)
-            .filter(|at| *at < since)
-            .fold(since, f64::max)
-            .max(since);
+        let mut last = from;
         let mut longest: f64 = 0.0;
         for at in times {
             longest = longest.max(at - last);

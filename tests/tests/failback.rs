@@ -198,7 +198,7 @@ fn there_and_back_five_times_under_load() {
     let gaps: Vec<String> = began
         .iter()
         .zip(began.iter().skip(1).chain([&report.ended]))
-        .map(|(from, to)| format!("{:.2}", gap_between(&report, *from, *to)))
+        .map(|(from, to)| format!("{:.2}", report.longest_gap_within(*from, *to)))
         .collect();
     println!(
         "six in a row, 2 writers: {} s without a write, {} acknowledged, {} by the administrator",
@@ -216,22 +216,6 @@ fn there_and_back_five_times_under_load() {
         "{kept} of {}",
         typed.len()
     );
-}
-
-/// The longest time without any writer's acknowledgement in an interval.
-fn gap_between(report: &Report, from: f64, to: f64) -> f64 {
-    let mut last = from;
-    let mut longest: f64 = 0.0;
-    for at in report
-        .rows
-        .iter()
-        .map(|row| row.at)
-        .filter(|at| (from..to).contains(at))
-    {
-        longest = longest.max(at - last);
-        last = at;
-    }
-    longest
 }
 
 #[test]
@@ -313,8 +297,8 @@ fn killed_at_any_step_it_ends_well() {
         let report = writer.stop().unwrap();
         println!(
             "killed {point}: {:.2} s without a write, then {:.2} s",
-            gap_between(&report, struck, stopped),
-            gap_between(&report, stopped, report.ended)
+            report.longest_gap_within(struck, stopped),
+            report.longest_gap(stopped)
         );
         assert_whole(&lab, &report, Node1);
     }

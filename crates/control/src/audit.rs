@@ -186,14 +186,10 @@ fn locally_writable(settings: &Settings) -> bool {
 /// A node that follows the one that it granted the right to write to needs no note of it any more: a
 /// switch-over that was killed after its opening leaves it, and with it the next failover would be refused.
 fn forget_grant(settings: &Settings, seen: &mut Look) -> Result<(), AuditError> {
-    let follows = |granted: &String| {
-        let local = seen.seen.local.database.server();
-        let receives = local.is_some_and(|me| {
-            me.channels.iter().any(|c| c.io == role::IoThread::Running) && !me.writable
-        });
-        let primary = seen.seen.primary().map(|(peer, _)| &peer.name);
-        receives && primary == Some(granted)
-    };
+    let local = seen.seen.local.database.server();
+    let receives = local.is_some_and(|me| !me.writable && me.receives());
+    let primary = seen.seen.primary().map(|(peer, _)| &peer.name);
+    let follows = |granted: &String| receives && primary == Some(granted);
     if seen.memory.granted_to.as_ref().is_some_and(follows) {
         seen.memory.grant(settings, None)?;
         tell::failover_log(

@@ -1,10 +1,11 @@
 //! Ctrl-C: noticed between two steps, so that what has begun is undone and nothing is left half done.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::cli::Exit;
 
 /// Whether a person wants to stop.
 #[derive(Debug, Clone, Default)]
@@ -12,10 +13,13 @@ pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
     /// Asked for by SIGINT, SIGTERM or SIGHUP from now on, which end the process no more.
-    pub fn on_signals() -> io::Result<Self> {
+    pub fn on_signals() -> Result<Self, Exit> {
         let cancel = Self::default();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&cancel.0))?;
+            signal_hook::flag::register(signal, Arc::clone(&cancel.0)).map_err(|error| {
+                log::error!("signals: {error}");
+                Exit::Undone
+            })?;
         }
         Ok(cancel)
     }

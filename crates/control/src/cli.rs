@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 
+use role::Step;
 use settings::Settings;
 
 /// Arguments common to every tool.
@@ -47,7 +48,7 @@ impl Common {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done, or nothing to do.
-    Done,
+    Done = 0,
     /// Failed, and everything was undone.
     Undone,
     /// Settings or arguments are wrong.
@@ -63,34 +64,25 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// By their numbers.
+    const ALL: [Self; 7] = [
+        Self::Done,
+        Self::Undone,
+        Self::Usage,
+        Self::Refused,
+        Self::Forward,
+        Self::Unreachable,
+        Self::Locked,
+    ];
+
     /// The number the shell sees.
     pub fn code(self) -> u8 {
-        match self {
-            Self::Done => 0,
-            Self::Undone => 1,
-            Self::Usage => 2,
-            Self::Refused => 3,
-            Self::Forward => 4,
-            Self::Unreachable => 5,
-            Self::Locked => 6,
-        }
+        self as u8
     }
-}
 
-impl Exit {
     /// The exit that a tool of ours ended with.
     pub fn from_code(code: i32) -> Option<Self> {
-        [
-            Self::Done,
-            Self::Undone,
-            Self::Usage,
-            Self::Refused,
-            Self::Forward,
-            Self::Unreachable,
-            Self::Locked,
-        ]
-        .into_iter()
-        .find(|exit| i32::from(exit.code()) == code)
+        Self::ALL.get(usize::try_from(code).ok()?).copied()
     }
 }
 
@@ -104,4 +96,26 @@ impl Termination for Exit {
 #[expect(clippy::print_stdout, reason = "the answer of a command-line tool")]
 pub fn answer(text: &str) {
     println!("{text}");
+}
+
+/// Prints one step of a plan, with its statements.
+pub fn answer_step(step: &Step) {
+    answer(&format!("- {step}"));
+    for statement in step.statements() {
+        answer(&format!("    {statement}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_exit_is_known_by_its_number() {
+        for exit in Exit::ALL {
+            assert_eq!(Exit::from_code(exit.code().into()), Some(exit));
+        }
+        assert_eq!(Exit::Locked.code(), 6);
+        assert_eq!((Exit::from_code(7), Exit::from_code(-1)), (None, None));
+    }
 }

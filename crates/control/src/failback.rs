@@ -1,18 +1,17 @@
 //! `failback`: the preferred node becomes the primary again. It rejoins, catches up, and then takes the
 //! right to write in the same switch-over as `promote`.
 
-use std::fmt;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use observe::{SqlError, SyncState};
-use role::{Decision, GtidSet, Limits, Plan, Policy, decide};
+use observe::SqlError;
+use role::{Decision, GtidSet, Limits, Plan, Policy, Refusal, decide};
 use serde::Serialize;
 use settings::{Node, Settings};
 
 use crate::cancel::Cancel;
-use crate::cli::{Common, Exit, answer};
+use crate::cli::{Common, Exit, answer, answer_step};
 use crate::link::{LinkError, ssh};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look};
@@ -22,8 +21,8 @@ use crate::{statements, takeover};
 
 /// The third command that the peers' ssh key may ask for, with the options of [`Options`].
 pub const COMMAND: &str = "failback";
-/// One wait for the applying thread, after which progress is told.
-const SLICE: Duration = Duration::from_secs(1);
+/// Between two lines of progress.
+const TELL: Duration = Duration::from_secs(1);
 /// Between two looks at what changes by itself.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long the result may take to show itself.
@@ -99,10 +98,7 @@ pub fn main() -> Exit {
     };
     let cancel = match Cancel::on_signals() {
         Ok(cancel) => cancel,
-        Err(error) => {
-            log::error!("signals: {error}");
-            return Exit::Undone;
-        }
+        Err(exit) => return exit,
     };
     if node.name == settings.local().name {
         return here(&settings, &arguments.options, &cancel);
@@ -205,7 +201,7 @@ enum FailbackError {
         "no writable primary is seen, so there is nothing to fail back from; on the node that shall be the primary: promote"
     )]
     NoPrimary,
-    #[error("{}", list(.0))]
+    #[error("{}", preflight::list(.0))]
     Obstacles(Vec<Obstacle>),
     #[error("{why}; {next}")]
     Refused { why: String, next: String },
@@ -225,11 +221,6 @@ enum FailbackError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Sql(#[from] SqlError),
-}
-
-fn list(obstacles: &[Obstacle]) -> impl fmt::Display + use<> {
-    let lines: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
-    lines.join("\n")
 }
 
 impl FailbackError {
@@ -284,8 +275,6 @@ impl Failback<'_> {
         }
         self.catch_up(&primary)?;
         self.await_files(&primary)?;
-        // A second time: the waits may have been long.
-        self.preflight(&primary)?;
         let took = match self.switch_over(false)? {
             Promoted::Done(_, took) => took,
             Promoted::Already | Promoted::Planned(_) => Duration::ZERO,
@@ -330,7 +319,7 @@ impl Failback<'_> {
                     limit: self.limit(),
                 });
             }
-            if told.is_none_or(|at| at.elapsed() >= SLICE) {
+            if told.is_none_or(|at| at.elapsed() >= TELL) {
                 self.say(&format!("{what}: {why}"));
                 told = Some(Instant::now());
             }
@@ -368,12 +357,8 @@ impl Failback<'_> {
         }
         drop(lock);
         self.wait(&format!("replication from {primary}"), || {
-            let Some(server) = observe::observe_local(settings)
-                .0
-                .database
-                .server()
-                .cloned()
-            else {
+            let (me, _) = observe::observe_local(settings);
+            let Some(server) = me.database.server() else {
                 return Ok(Some("the local database does not answer".to_owned()));
             };
             let runs = server
@@ -386,7 +371,7 @@ impl Failback<'_> {
 
     fn preflight(&self, primary: &str) -> Result<(), FailbackError> {
         let mut seen = look(self.settings, Depth::Nodes)?;
-        let found = preflight_of(self.settings, &mut seen, primary)?;
+        let found = preflight::obstacles(self.settings, &mut seen, primary)?;
         if found.is_empty() {
             return Ok(());
         }
@@ -405,13 +390,12 @@ impl Failback<'_> {
             let local = seen.seen.local.database.server();
             let behind = local.map_or(0, |me| me.history().transactions_behind(&wanted));
             if let Some(errno) = local.and_then(|me| {
-                me.channels.iter().map(|c| c.sql_errno).find(|errno| *errno != 0)
+                me.channels
+                    .iter()
+                    .map(|c| c.sql_errno)
+                    .find(|errno| *errno != 0)
             }) {
-                return Err(FailbackError::Refused {
-                    why: format!("replication stopped at error {errno}"),
-                    next: "read Last_SQL_Error in SHOW ALL SLAVES STATUS, then repair or rebuild this node"
-                        .to_owned(),
-                });
+                return Err(Box::new(PromoteError::from(Refusal::SqlError { errno })).into());
             }
             let Some(session) = seen.local.as_mut() else {
                 return Ok(Some("the local database does not answer".to_owned()));
@@ -468,7 +452,11 @@ impl Failback<'_> {
             accept_loss: false,
             force: false,
         };
-        promote(self.settings, limits, dry_run, self.cancel).map_err(|error| Box::new(error).into())
+        // It looks for obstacles once more: the waits may have been long.
+        promote(self.settings, limits, dry_run, self.cancel).map_err(|error| match error {
+            PromoteError::Obstacles(found) => FailbackError::Obstacles(found),
+            other => Box::new(other).into(),
+        })
     }
 
     /// The roles as they should be, a row written here and read there, and files on their way back.
@@ -555,31 +543,11 @@ impl Failback<'_> {
             answer(&value.to_string());
         } else if let Ok(Done::Planned { plan }) = outcome {
             for step in &plan.steps {
-                answer(&format!("- {step}"));
-                for statement in step.statements() {
-                    answer(&format!("    {statement}"));
-                }
+                answer_step(step);
                 if let Some(undo) = step.undo() {
                     answer(&format!("    undone by: {undo}"));
                 }
             }
         }
     }
-}
-
-/// What stands in the way on the primary.
-pub fn preflight_of(
-    settings: &Settings,
-    seen: &mut Look,
-    primary: &str,
-) -> Result<Vec<Obstacle>, SqlError> {
-    let files = seen
-        .links
-        .get_mut(primary)
-        .and_then(|link| link.files().ok().flatten())
-        .filter(|files| files.state != SyncState::Standby);
-    let Some(session) = seen.sessions.get_mut(primary) else {
-        return Ok(Vec::new());
-    };
-    preflight::obstacles(settings, session, primary, files.as_ref())
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use observe::{Session, SqlError, SyncState, SyncStatus};
+use observe::{Session, SqlError, SyncState};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
+
+use crate::look::Look;
 
 /// A transaction that is open for longer would be lost to its client in the freeze.
 const LONG_TRANSACTION: Duration = Duration::from_secs(3);
@@ -59,19 +61,31 @@ pub enum Obstacle {
     },
 }
 
+/// One to a line.
+pub fn list(obstacles: &[Obstacle]) -> String {
+    let lines: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
 /// Looks at the primary's sessions, and at what its sender of files says.
 pub fn obstacles(
     settings: &Settings,
-    session: &mut Session,
+    look: &mut Look,
     node: &str,
-    files: Option<&SyncStatus>,
 ) -> Result<Vec<Obstacle>, SqlError> {
+    let Some(session) = look.sessions.get_mut(node) else {
+        return Ok(Vec::new());
+    };
     let mut found = transactions(settings, session, node)?;
     found.extend(locks(settings, session, node)?);
+    let files = look
+        .links
+        .get_mut(node)
+        .and_then(|link| link.files().ok().flatten());
     if let Some(files) = files.filter(|files| files.state == SyncState::Held) {
         found.push(Obstacle::FilesHeld {
             node: node.to_owned(),
-            why: files.reason.clone().unwrap_or_default(),
+            why: files.reason.unwrap_or_default(),
         });
     }
     Ok(found)

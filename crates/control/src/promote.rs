@@ -11,12 +11,11 @@ use role::{
 use settings::Settings;
 
 use crate::cancel::Cancel;
-use crate::cli::{Common, Exit, answer};
-use crate::failback::preflight_of;
+use crate::cli::{Common, Exit, answer, answer_step};
 use crate::link::LinkError;
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look};
-use crate::preflight::Obstacle;
+use crate::preflight::{self, Obstacle};
 use crate::takeover::{self, TakeoverError};
 use crate::tell;
 
@@ -66,10 +65,7 @@ pub fn main() -> Exit {
     };
     let cancel = match Cancel::on_signals() {
         Ok(cancel) => cancel,
-        Err(error) => {
-            log::error!("signals: {error}");
-            return Exit::Undone;
-        }
+        Err(exit) => return exit,
     };
     let outcome = promote(&settings, limits, arguments.dry_run, &cancel);
     report(&outcome, arguments.json);
@@ -114,7 +110,7 @@ pub enum PromoteError {
         next: String,
     },
     /// Something on the present primary stands in the way.
-    #[error("{}; or, whatever it breaks: promote --force", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    #[error("{}; or, whatever it breaks: promote --force", preflight::list(.0))]
     Obstacles(Vec<Obstacle>),
     /// The present primary's sessions cannot be looked at.
     #[error(transparent)]
@@ -200,7 +196,7 @@ pub fn promote(
     };
     if let PromotionKind::SwitchOver { from } = &kind {
         // The audit does not ask: there the VIP has moved already, and waiting helps nobody.
-        let found = preflight_of(settings, &mut seen, from)?;
+        let found = preflight::obstacles(settings, &mut seen, from)?;
         if !found.is_empty() && !limits.force {
             return Err(PromoteError::Obstacles(found));
         }
@@ -327,10 +323,7 @@ fn report(outcome: &Result<Promoted, PromoteError>, json: bool) {
         Ok(Promoted::Already) => answer("this node is the primary already; nothing to do"),
         Ok(Promoted::Planned(plan)) => {
             for step in &plan.steps {
-                answer(&format!("- {step}"));
-                for statement in step.statements() {
-                    answer(&format!("    {statement}"));
-                }
+                answer_step(step);
             }
         }
         Ok(Promoted::Done(plan, took)) => {

@@ -1,7 +1,6 @@
 //! Executes a promotion's plan: journal, effect, verification, step by step; undone in reverse
 //! before the database is opened, forward only from there on.
 
-use std::net::SocketAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -595,18 +594,18 @@ impl Execution<'_> {
 fn ask_silent_again(settings: &Settings, look: &Look) -> Vec<(String, JoinHandle<bool>)> {
     // They were silent for the whole time already; what answers now does so at once.
     let limit = settings.role.connect_timeout / 3;
+    let port = settings.peer.port;
     let silent = look
         .seen
         .peers
         .iter()
         .filter(|p| p.contact == Contact::Silent);
     silent
-        .filter_map(|peer| node(settings, &peer.name))
-        .flat_map(|peer| [(peer, peer.private), (peer, peer.front)])
-        .map(|(peer, address)| {
-            let socket = SocketAddr::new(address, settings.peer.port);
-            let answer = thread::spawn(move || observe::kernel_answers(socket, limit));
-            (peer.name.clone(), answer)
+        .filter_map(|peer| node(settings, &peer.name).cloned())
+        .map(|peer| {
+            let name = peer.name.clone();
+            let ask = move || observe::reachable_within(limit, &peer, port).is_some();
+            (name, thread::spawn(ask))
         })
         .collect()
 }

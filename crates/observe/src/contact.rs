@@ -15,7 +15,11 @@ use crate::{Session, Target, observe_server};
 /// The first of the peer's addresses whose kernel answers a SYN, accepting or refusing it, within
 /// the time. The private address is preferred when both answer.
 pub fn reachable(settings: &Settings, peer: &Node, port: u16) -> Option<IpAddr> {
-    let timeout = settings.role.connect_timeout;
+    reachable_within(settings.role.connect_timeout, peer, port)
+}
+
+/// The same, within another time than that of the settings.
+pub fn reachable_within(timeout: Duration, peer: &Node, port: u16) -> Option<IpAddr> {
     let (sender, answers) = mpsc::channel();
     for address in [peer.private, peer.front] {
         let sender = sender.clone();

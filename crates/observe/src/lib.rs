@@ -10,7 +10,9 @@ mod session;
 mod sync_request;
 mod sync_status;
 
-pub use contact::{kernel_answers, observe_peer_database, reachable, witness_answers};
+pub use contact::{
+    kernel_answers, observe_peer_database, reachable, reachable_within, witness_answers,
+};
 pub use host::{UnitState, keepalived_running, mariadb_process, unit, unit_state, vip_present};
 pub use maintenance::{maintenance, maintenance_file};
 pub use memory::{Memory, MemoryError};

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -28,11 +28,16 @@ pub struct Running {
 impl Program {
     /// Starts the program in a process group of its own; it gets its input by [`Running::finish`].
     pub fn start(&self) -> Result<Running, ProcessError> {
-        let child = self
-            .command()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+        self.spawn(
+            self.command()
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        )
+    }
+
+    fn spawn(&self, command: &mut Command) -> Result<Running, ProcessError> {
+        let child = command
             .process_group(0)
             .spawn()
             .map_err(|source| self.not_spawned(source))?;
@@ -42,9 +47,7 @@ impl Program {
             reaped: false,
         })
     }
-}
 
-impl Program {
     /// Runs the program with this process's own standard input and output until it ends, or until
     /// `go_on` says no: asked at first, whenever `wake` is readable, and once a second. Then it is killed at
     /// once: at SIGTERM rsync sleeps for 0.4 s first (rsync.c, `sig_int`), and a promotion waits for its end.
@@ -57,17 +60,8 @@ impl Program {
             command: self.command_line(),
             source,
         };
-        let child = self
-            .command()
-            .process_group(0)
-            .spawn()
-            .map_err(|source| self.not_spawned(source))?;
         // Dropped before its end, it is killed.
-        let mut running = Running {
-            command: self.command_line(),
-            child,
-            reaped: false,
-        };
+        let mut running = self.spawn(&mut self.command())?;
         let pid = Pid::from_child(&running.child);
         let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(e.into()))?;
         let look = WAKE
@@ -91,24 +85,12 @@ impl Program {
             command: self.command_line(),
         })
     }
-}
 
-impl Program {
     /// Runs the program with this process's standard output and error, and an input that ends when `go_on`,
     /// asked several times a second, says no: that tells the other side of an ssh to stop. Gives its exit
     /// code; none after a death by a signal.
     pub fn run_passing_on(&self, go_on: impl Fn() -> bool) -> Result<Option<i32>, ProcessError> {
-        let child = self
-            .command()
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(|source| self.not_spawned(source))?;
-        let mut running = Running {
-            command: self.command_line(),
-            child,
-            reaped: false,
-        };
+        let mut running = self.spawn(self.command().stdin(Stdio::piped()))?;
         loop {
             if let Some(status) = running.end() {
                 return Ok(status.and_then(|status| status.code()));

@@ -219,13 +219,11 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
 /// With semi-sync off, `Rpl_semi_sync_master_clients` stays 0, so look at the replicas themselves.
 fn semi_sync_replica_connected(seen: &Observation, me: &Server) -> bool {
     me.semi_sync.replicas > 0
-        && seen.peers.iter().filter_map(PeerView::server).any(|peer| {
-            !peer.writable
-                && peer
-                    .channels
-                    .iter()
-                    .any(|c| c.io == crate::IoThread::Running)
-        })
+        && seen
+            .peers
+            .iter()
+            .filter_map(PeerView::server)
+            .any(|peer| !peer.writable && peer.receives())
 }
 
 /// The VIP is here and the database is closed.

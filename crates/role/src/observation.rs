@@ -97,12 +97,16 @@ impl Server {
     /// than in what was read there, and does not count.
     pub fn errant_against(&self, primary: &Self) -> GtidSet {
         let mine = self.history();
-        let receiving = self.channels.iter().any(|c| c.io == IoThread::Running);
-        primary.history().missing_from(&if receiving {
+        primary.history().missing_from(&if self.receives() {
             mine.without_server(primary.server_id)
         } else {
             mine
         })
+    }
+
+    /// Whether a channel receives.
+    pub fn receives(&self) -> bool {
+        self.channels.iter().any(|c| c.io == IoThread::Running)
     }
 
     /// Whether a channel receives, or tries to.

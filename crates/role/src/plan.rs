@@ -144,9 +144,7 @@ impl Step {
         };
         lines.iter().map(|line| (*line).to_owned()).collect()
     }
-}
 
-impl Step {
     /// How a failed plan takes the step back; none where there is nothing to take back, or no way.
     pub fn undo(&self) -> Option<&'static str> {
         match self {

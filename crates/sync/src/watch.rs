@@ -304,7 +304,7 @@ impl Watcher {
         state.overflows += u64::from(overflow);
         self.expire_moves(state, now);
         self.look_at_unknown(state, now);
-        if overflow || std::mem::take(&mut self.confused) {
+        if overflow || self.confused {
             self.reconcile(state, now);
         } else if self.last_poll.elapsed() > POLL {
             self.poll_unwatched(state, now);
@@ -557,6 +557,7 @@ impl Watcher {
     fn reconcile(&mut self, state: &mut State, now: Instant) {
         let since = state.read_until.unwrap_or(UNIX_EPOCH) - MARGIN;
         state.read_until = Some(SystemTime::now());
+        self.confused = false;
         self.moves.clear();
         for standby in &mut state.standbys {
             // What they say may be half of the truth; the names that they concern are marked.
