@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use process::Program;
 
@@ -235,6 +236,7 @@ pub fn furnish(
         &format!("127.0.0.1 localhost\n127.0.1.1 {node}\n"),
     )?;
     adapt_settings(&root, advert_int)?;
+    own_data_directory(&root)?;
     empty_document_root(&root)?;
     // Not before the databases are made; afterwards at each boot.
     write(
@@ -256,6 +258,20 @@ fn empty_document_root(root: &Path) -> Result<(), LabError> {
         chown(path, Some(uid), Some(gid)).map_err(at(path))?;
     }
     Ok(())
+}
+
+/// The same for the database's.
+fn own_data_directory(root: &Path) -> Result<(), LabError> {
+    let path = root.join("var/lib/mysql");
+    let copy = root.join("var/lib/mysql.copy");
+    Program::new("cp")
+        .arg("-a")
+        .args([&path, &copy])
+        .deadline(Duration::from_secs(60))
+        .run()?
+        .success()?;
+    fs::remove_dir_all(&path).map_err(at(&path))?;
+    fs::rename(&copy, &path).map_err(at(&copy))
 }
 
 /// What differs between the shipped settings and the lab's.

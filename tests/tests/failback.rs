@@ -8,7 +8,8 @@
     reason = "a test fails by panicking and prints its figures"
 )]
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -400,4 +401,187 @@ fn what_stands_in_the_way_is_named_before_anything_is_touched() {
     )
     .unwrap();
     ends_with(&lab, Node1, &[FAILBACK], 0);
+}
+
+const MAINTENANCE: &str = "/usr/libexec/keepalived-companion/maintenance";
+
+/// Fifty rows that only node1 has, as after asynchronous replication: node2 does not receive them, and takes
+/// over by force when node1's power is gone. Then node1's power is back.
+fn diverge(lab: &Lab, structure: &str) {
+    lab.make_whole(Node1, LIMIT).unwrap();
+    lab.sql(
+        Node1,
+        "DELETE FROM ha_app.rows WHERE writer IN (499, 500, 501); \
+         INSERT INTO ha_app.rows (writer, n, at) VALUES (499, 1, NOW(6)), (499, 2, NOW(6))",
+    )
+    .unwrap();
+    ends_with(lab, Node2, &[MAINTENANCE, "on", "--for", "10m"], 0);
+    lab.sql(Node2, "STOP SLAVE IO_THREAD").unwrap();
+    wait_until("commits that wait for nobody", LIMIT, || {
+        let on = lab.sql(Node1, "SELECT @@rpl_semi_sync_master_enabled")?;
+        Ok(if on == "0" { Ok(()) } else { Err(on) })
+    })
+    .unwrap();
+    let mut lost = String::from(structure);
+    for n in 0..50 {
+        writeln!(
+            lost,
+            "INSERT INTO ha_app.rows (writer, n, at) VALUES (500, {n}, NOW(6));"
+        )
+        .unwrap();
+    }
+    // What the standby has, changed and deleted by what it has not.
+    lost.push_str("UPDATE ha_app.rows SET at = NOW(6) WHERE writer = 499 AND n = 1;");
+    lost.push_str("DELETE FROM ha_app.rows WHERE writer = 499 AND n = 2;");
+    lab.sql(Node1, &lost).unwrap();
+    lab.power_off(Node1).unwrap();
+    ends_with(lab, Node2, &[MAINTENANCE, "off"], 0);
+    wait_until("the new primary", LIMIT, || {
+        let output = lab.exec(Node2, &[PROMOTE, "--accept-loss", "--force"])?;
+        Ok(if output.status.success() {
+            Ok(())
+        } else {
+            Err(said(&output))
+        })
+    })
+    .unwrap();
+    lab.sql(
+        Node2,
+        "INSERT INTO ha_app.rows (writer, n, at) VALUES (501, 1, NOW(6))",
+    )
+    .unwrap();
+    lab.power_on(Node1).unwrap();
+}
+
+/// The newest report of lost transactions on node1.
+fn report_of_lost(lab: &Lab) -> serde_json::Value {
+    let newest =
+        "cat $(ls -t /var/lib/keepalived-companion/recovered/*/transactions-*.json | head -1)";
+    let text = lab
+        .exec(Node1, &["sh", "-c", newest])
+        .unwrap()
+        .success()
+        .unwrap()
+        .text();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn assert_equal_tables(lab: &Lab) {
+    wait_until("equal tables on both nodes", LIMIT, || {
+        let sums = |node: NodeName| {
+            lab.sql(
+                node,
+                "CHECKSUM TABLE ha_app.rows, keepalived_companion.epoch EXTENDED; SHOW TABLES FROM ha_app",
+            )
+        };
+        let (here, there) = (sums(Node1)?, sums(Node2)?);
+        Ok(if here == there {
+            Ok(())
+        } else {
+            Err(format!("{here} / {there}"))
+        })
+    })
+    .unwrap();
+}
+
+/// All fifty are written down. The end of the binlog, which InnoDB had not committed on the disk when the
+/// power went, is cut off at the start and has a report of its own.
+fn assert_all_written_down(lab: &Lab, report: &serde_json::Value) {
+    let transactions = report["transactions"].as_array().unwrap();
+    let told: Vec<i64> = transactions
+        .iter()
+        .flat_map(|t| t["rows"].as_array().into_iter().flatten())
+        .filter(|row| row["after"]["writer"] == 500)
+        .map(|row| row["after"]["n"].as_i64().unwrap())
+        .collect();
+    let newest =
+        "cat $(ls -t /var/lib/keepalived-companion/recovered/binlog-*/cut-off.sql | head -1)";
+    let cut_off = lab.exec(Node1, &["sh", "-c", newest]).unwrap().text();
+    let mut in_report = 0;
+    for n in 0..50 {
+        if told.contains(&n) {
+            in_report += 1;
+        } else {
+            assert!(
+                cut_off.contains(&format!("VALUES (500, {n}, ")),
+                "row {n} is in no report: {report}"
+            );
+        }
+    }
+    println!("{in_report} of 50 in the report, the rest in that of what was cut off");
+}
+
+#[test]
+fn what_only_the_old_primary_had_is_written_down_and_taken_back() {
+    let (_one_at_a_time, lab) = whole_lab();
+    diverge(&lab, "");
+    let returned = now();
+    lab.settled(Node2, LIMIT).unwrap();
+    println!(
+        "taken back and a replica {:.1} s after its power was back",
+        now() - returned
+    );
+    let report = report_of_lost(&lab);
+    assert_all_written_down(&lab, &report);
+    assert_equal_tables(&lab);
+    // Nothing of it is in the way later: there and back.
+    ends_with(&lab, Node1, &[FAILBACK], 0);
+    lab.settled(Node1, LIMIT).unwrap();
+    ends_with(&lab, Node2, &[PROMOTE], 0);
+    lab.settled(Node2, LIMIT).unwrap();
+    assert_equal_tables(&lab);
+}
+
+#[test]
+fn what_cannot_be_taken_back_needs_a_copy_of_the_primary() {
+    let (_one_at_a_time, lab) = whole_lab();
+    diverge(&lab, "CREATE TABLE ha_app.extra (n INT PRIMARY KEY);");
+    let told = "written down in";
+    wait_until("a person to be called", LIMIT, || {
+        let log = lab
+            .exec(Node1, &["cat", "/var/log/keepalived_failover.log"])?
+            .text();
+        Ok(
+            if log.contains(told) && log.contains("--rejoin-only --rebuild") {
+                Ok(())
+            } else {
+                Err(log)
+            },
+        )
+    })
+    .unwrap();
+    let report = report_of_lost(&lab);
+    assert_all_written_down(&lab, &report);
+    assert!(report.to_string().contains("CREATE TABLE ha_app.extra"));
+    let refused = ends_with(&lab, Node1, &[FAILBACK], 3);
+    assert!(refused.contains("--rejoin-only --rebuild"), "{refused}");
+    let plan = ends_with(&lab, Node1, &[FAILBACK, "--dry-run", "--rebuild"], 0);
+    assert!(plan.contains("change places"), "{plan}");
+    let writer = start_writer(&lab, 1);
+    let struck = now();
+    let told = ends_with(&lab, Node1, &[FAILBACK, "--rejoin-only", "--rebuild"], 0);
+    println!("rebuilt in {:.1} s", now() - struck);
+    assert!(told.contains("fetching the copy"), "{told}");
+    lab.settled(Node2, LIMIT).unwrap();
+    await_rows(&writer, 100);
+    ends_with(&lab, Node1, &[FAILBACK], 0);
+    lab.settled(Node1, LIMIT).unwrap();
+    let report = writer.stop().unwrap();
+    println!(
+        "rebuild and failback: {:.2} s without a write",
+        report.longest_gap(struck)
+    );
+    assert_whole(&lab, &report, Node1);
+    assert_equal_tables(&lab);
+    let kept = lab
+        .exec(
+            Node1,
+            &[
+                "sh",
+                "-c",
+                "ls -d /var/lib/mysql.before-*/ha_app && rm -r /var/lib/mysql.before-*",
+            ],
+        )
+        .unwrap();
+    assert!(kept.status.success(), "{}", said(&kept));
 }

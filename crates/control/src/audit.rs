@@ -10,8 +10,10 @@ use role::{Decision, Limits, Policy, PromotionKind, decide};
 use settings::Settings;
 
 use crate::act;
+use crate::automatic;
 use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer};
+use crate::diverged::{self, DivergedError, Settled};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look, look_unless};
 use crate::promote::{PromoteError, carry_out};
@@ -97,6 +99,10 @@ enum AuditError {
     Track(#[from] track::TrackError),
     #[error(transparent)]
     Link(#[from] crate::link::LinkError),
+    #[error(transparent)]
+    Diverged(#[from] DivergedError),
+    #[error(transparent)]
+    Process(#[from] process::ProcessError),
     #[error("{0}")]
     Gone(&'static str),
 }
@@ -120,7 +126,8 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
         let decision = decide(&glance.seen, policy(settings));
         if let Decision::Stay(_) | Decision::Wait(_) = decision {
             refresh_role(settings, &glance);
-            return settle(settings, &mut glance, &decision);
+            settle(settings, &mut glance, &decision, None)?;
+            return Ok(automatic::consider(settings, &glance)?);
         }
     }
     let _lock = RoleLock::take(settings, Duration::from_secs(1))?;
@@ -133,13 +140,13 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
     }
     let acted = act_on(settings, &mut seen, &decision);
     match &acted {
-        Ok(()) => settle(settings, &mut seen, &decision)?,
+        Ok(needed) => settle(settings, &mut seen, &decision, needed.as_deref())?,
         Err(error) => {
             tell::verdicts(settings, &seen.seen);
             tell::cause(settings, Some((&error.to_string(), 0.0)));
         }
     }
-    acted
+    acted.map(drop)
 }
 
 /// The steady state needs no role lock, but without it a change may be under way that this look was
@@ -170,6 +177,7 @@ fn tells_the_role(decision: &Decision) -> bool {
         | Decision::SemiSync(_)
         | Decision::CatchUp { .. }
         | Decision::Attach { .. }
+        | Decision::Diverged { .. }
         | Decision::FencePeers { .. }
         | Decision::GiveUpVip(_)
         | Decision::RemoveAddress
@@ -200,8 +208,14 @@ fn forget_grant(settings: &Settings, seen: &mut Look) -> Result<(), AuditError> 
     Ok(())
 }
 
-/// Brings the files that others read up to date, and alerts what needs a person.
-fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
+/// Brings the files that others read up to date, and alerts what needs a person: what the decision says,
+/// or what acting on it has found.
+fn settle(
+    settings: &Settings,
+    seen: &mut Look,
+    decision: &Decision,
+    needed: Option<&str>,
+) -> Result<(), AuditError> {
     tell::verdicts(settings, &seen.seen);
     forget_grant(settings, seen)?;
     // A promotion has just marked this node itself; what was seen before it is old.
@@ -224,12 +238,13 @@ fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         | Decision::SwitchOver { .. }
         | Decision::CatchUp { .. }
         | Decision::Attach { .. }
+        | Decision::Diverged { .. }
         | Decision::Fence { .. }
         | Decision::FenceAll { .. }
         | Decision::FencePeers { .. }
         | Decision::KillLocal
         | Decision::GiveUpVip(_)
-        | Decision::RemoveAddress => None,
+        | Decision::RemoveAddress => needed.map(|text| (text, 0.0)),
     };
     tell::cause(settings, cause);
     // A VIP given up for a cause that is gone: take part again.
@@ -243,7 +258,56 @@ fn settle(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
     Ok(())
 }
 
-fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
+/// Gives what a person must do when acting was not enough.
+fn act_on(
+    settings: &Settings,
+    seen: &mut Look,
+    decision: &Decision,
+) -> Result<Option<String>, AuditError> {
+    if let Decision::Diverged { from } = decision {
+        return settle_divergence(settings, seen, from);
+    }
+    change(settings, seen, decision).map(|()| None)
+}
+
+/// Saves what only this node has, and takes it back; where that cannot be, a rebuild is started, or a person
+/// is asked for it.
+fn settle_divergence(
+    settings: &Settings,
+    seen: &mut Look,
+    from: &str,
+) -> Result<Option<String>, AuditError> {
+    let (Some(primary), Some((_, server))) = (takeover::node(settings, from), seen.seen.primary())
+    else {
+        return Err(AuditError::Gone("the primary is not in the settings"));
+    };
+    let session = seen
+        .local
+        .as_mut()
+        .ok_or(AuditError::Gone("the local database went away"))?;
+    let why = match diverged::settle(settings, session, primary, server) {
+        Ok(Settled::TakenBack { report }) => {
+            let text = format!(
+                "what {from} never had is taken back, see {}; replicates from {from}",
+                report.display()
+            );
+            tell::alert(settings, "taken-back", Severity::Warning, &text);
+            return Ok(None);
+        }
+        Ok(Settled::NeedsRebuild { why, report }) => diverged::needs_rebuild(from, &why, &report),
+        Err(error @ DivergedError::Purged { .. }) => error.to_string(),
+        Err(error) => return Err(error.into()),
+    };
+    if settings.failback.rebuild_automatic {
+        automatic::start(automatic::REBUILD)?;
+        return Ok(Some(format!("{why}; a rebuild from {from} runs")));
+    }
+    Ok(Some(format!(
+        "{why}; next: failback --rejoin-only --rebuild"
+    )))
+}
+
+fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
     let limits = Limits {
         loss: settings.role.loss_limit,
         accept_loss: false,
@@ -251,7 +315,10 @@ fn act_on(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
     };
     let never = Cancel::default();
     match decision {
-        Decision::Stay(_) | Decision::Wait(_) | Decision::Refuse { .. } => Ok(()),
+        Decision::Stay(_)
+        | Decision::Wait(_)
+        | Decision::Refuse { .. }
+        | Decision::Diverged { .. } => Ok(()),
         Decision::ClaimEpoch => {
             let epoch = seen.memory.highest_epoch + 1;
             let session = local(seen)?;

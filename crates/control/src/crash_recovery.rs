@@ -2,7 +2,7 @@
 //! about to cut off its binlog.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use settings::Settings;
 use statefile::{Durability, replace_json};
 
+use crate::binlog;
 use crate::cli::{Common, Exit};
-use crate::harvest::binlogs;
 use crate::look::{Depth, look};
+use crate::path_error::{PathError, at};
 use crate::tell;
 
 /// Read by mariadb.service; Debian's unit passes the variable on to mariadbd.
@@ -52,19 +53,12 @@ enum When {
 /// What could not be read, saved or asked.
 #[derive(Debug, thiserror::Error)]
 enum RecoveryError {
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] PathError),
     #[error(transparent)]
     Memory(#[from] observe::MemoryError),
     #[error(transparent)]
     State(#[from] statefile::StateFileError),
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> RecoveryError + '_ {
-    move |source| RecoveryError::Io {
-        path: path.to_owned(),
-        source,
-    }
 }
 
 /// Entry point of `crash-recovery`.
@@ -119,7 +113,7 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
     // First: an answer from an earlier start is none for this one.
     let environment = settings.paths.run.join(ENVIRONMENT);
     remove(&environment)?;
-    let Some(binlog) = unclosed_binlog(&settings.database.binlog_index)? else {
+    let Some(unclosed) = binlog::unclosed(&settings.database.binlog_index)? else {
         log::info!("the binlog was closed in order: nothing to recover");
         return Ok(());
     };
@@ -135,7 +129,7 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
         // A start that did not come to its end: what it saved is not overwritten.
         report(settings, &place)?;
     }
-    let copied = fs::copy(&binlog, &place.copy)
+    let copied = fs::copy(&unclosed, &place.copy)
         .and_then(|_| File::open(&place.copy)?.sync_all())
         .map_err(at(&place.copy));
     if copied.is_err() {
@@ -144,7 +138,7 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
     }
     copied?;
     let saved = Saved {
-        original: binlog,
+        original: unclosed,
         primary,
     };
     // On the disk before anything is cut off: a second power loss must not take the report.
@@ -223,57 +217,7 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
 
 fn remove(path: &Path) -> Result<(), RecoveryError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error).into()),
         Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-/// The newest binlog when its server did not close it: the flag `LOG_EVENT_BINLOG_IN_USE_F` (1) in the
-/// header of its first event, which begins after the four bytes of the magic number.
-fn unclosed_binlog(index: &Path) -> Result<Option<PathBuf>, RecoveryError> {
-    let binlog = match binlogs(index) {
-        Ok(mut logs) => logs.pop(),
-        // A new server.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(at(index)(error)),
-    };
-    let Some(binlog) = binlog else {
-        return Ok(None);
-    };
-    let mut header = [0; 4 + 19];
-    match File::open(&binlog).and_then(|mut file| file.read_exact(&mut header)) {
-        Ok(()) => Ok((header[21] & 1 == 1).then_some(binlog)),
-        // Died before it had written the header.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(at(&binlog)(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    fn with_binlog(bytes: &[u8]) -> Option<PathBuf> {
-        let directory = tempfile::tempdir().unwrap();
-        let index = directory.path().join("binlog.index");
-        fs::write(&index, "./binlog.000001\n./binlog.000002\n").unwrap();
-        fs::write(directory.path().join("binlog.000002"), bytes).unwrap();
-        unclosed_binlog(&index).unwrap()
-    }
-
-    #[test]
-    fn only_a_binlog_in_use_needs_recovery() {
-        let mut header = [0; 100];
-        assert!(with_binlog(&header).is_none());
-        header[21] = 1;
-        assert!(with_binlog(&header).unwrap().ends_with("binlog.000002"));
-        assert!(with_binlog(b"\xfebin").is_none(), "truncated");
-        assert!(
-            unclosed_binlog(Path::new("/nonexistent/index"))
-                .unwrap()
-                .is_none()
-        );
     }
 }

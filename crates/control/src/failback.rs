@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
+use alerts::Severity;
 use clap::Parser;
 use observe::SqlError;
 use role::{Decision, GtidSet, Limits, Plan, Policy, Refusal, decide};
@@ -12,12 +13,14 @@ use settings::{Node, Settings};
 
 use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer, answer_step};
+use crate::diverged::{self, DivergedError, Settled};
 use crate::link::{LinkError, ssh};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look};
 use crate::preflight::{self, Obstacle};
 use crate::promote::{PromoteError, Promoted, promote};
-use crate::{statements, takeover};
+use crate::rebuild::{self, RebuildError};
+use crate::{statements, takeover, tell};
 
 /// The third command that the peers' ssh key may ask for, with the options of [`Options`].
 pub const COMMAND: &str = "failback";
@@ -36,7 +39,8 @@ const VERIFY: Duration = Duration::from_secs(20);
     after_help = "Examples:\n  failback                on the preferred node: rejoin, catch up, switch over, check\n  \
                   failback --dry-run      say what stands in the way, and print every statement\n  \
                   failback --to node2     make node2 the primary, typed anywhere\n  \
-                  failback --rejoin-only  become a replica of the present primary, no more\n\n\
+                  failback --rejoin-only  become a replica of the present primary, no more\n  \
+                  failback --rejoin-only --rebuild   the same, with a copy of the primary when nothing else helps\n\n\
                   Ctrl-C before the database opens undoes everything. A failback that was killed is run again:\n  \
                   it goes on from what it finds.\n\n\
                   Exit: 0 done or nothing to do, 1 failed and undone, 2 settings or arguments, 3 refused,\n  \
@@ -61,6 +65,13 @@ pub struct Options {
     /// Become a replica of the present primary, and no more
     #[arg(long, conflicts_with = "dry_run")]
     rejoin_only: bool,
+    /// Replace this node's data by a copy of the primary when they cannot follow it otherwise; the old data
+    /// are kept beside it
+    #[arg(long)]
+    rebuild: bool,
+    /// Alert when it does not succeed, as the units do that run it
+    #[arg(long)]
+    automatic: bool,
     /// Go on after an interruption; the same as a new run
     #[arg(long)]
     resume: bool,
@@ -134,6 +145,7 @@ fn there(settings: &Settings, node: &Node, options: &Options, cancel: &Cancel) -
     for (on, word) in [
         (options.dry_run, " --dry-run"),
         (options.rejoin_only, " --rejoin-only"),
+        (options.rebuild, " --rebuild"),
         (options.json, " --json"),
     ] {
         if on {
@@ -163,6 +175,10 @@ fn here(settings: &Settings, options: &Options, cancel: &Cancel) -> Exit {
     };
     let outcome = failback.run();
     failback.report(&outcome);
+    if let (true, Err(error)) = (options.automatic, &outcome) {
+        let text = format!("failback did not succeed: {error}");
+        tell::alert(settings, "failback-failed", Severity::Warning, &text);
+    }
     match outcome {
         Ok(_) => Exit::Done,
         Err(error) => error.exit(),
@@ -184,6 +200,11 @@ enum Done {
     Planned {
         /// The steps.
         plan: Plan,
+    },
+    /// A copy of the primary would take the place of the data.
+    RebuildPlanned {
+        /// In words.
+        steps: Vec<String>,
     },
     /// It is the primary.
     Primary {
@@ -221,6 +242,10 @@ enum FailbackError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Sql(#[from] SqlError),
+    #[error(transparent)]
+    Diverged(#[from] DivergedError),
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
 }
 
 impl FailbackError {
@@ -228,6 +253,8 @@ impl FailbackError {
         match self {
             Self::Cancelled
             | Self::TooLate { .. }
+            | Self::Diverged(_)
+            | Self::Rebuild(_)
             | Self::Memory(_)
             | Self::Sql(_)
             | Self::Lock(LockError::Io { .. }) => Exit::Undone,
@@ -238,6 +265,16 @@ impl FailbackError {
             Self::Link(_) => Exit::Unreachable,
         }
     }
+}
+
+/// What the decision table says of this node, at a person's word.
+fn decision(seen: &Look) -> Decision {
+    let policy = Policy {
+        promote_unmet_after_boot: false,
+        // A person's word counts more than the person's flag.
+        maintenance: false,
+    };
+    decide(&seen.seen, policy)
 }
 
 struct Failback<'a> {
@@ -260,11 +297,21 @@ impl Failback<'_> {
             return Err(FailbackError::NoPrimary);
         };
         drop(seen);
-        if !self.options.dry_run {
+        if self.options.dry_run {
+            if let Some(planned) = self.rebuild_planned(&primary)? {
+                return Ok(planned);
+            }
+        } else {
             self.rejoin(&primary)?;
         }
         if self.options.rejoin_only {
             return Ok(Done::Replica { of: primary });
+        }
+        if !self.options.dry_run {
+            // After a rejoin its checks need a moment.
+            self.wait("Keepalived here", || {
+                Ok(preflight::not_ready(self.settings))
+            })?;
         }
         self.preflight(&primary)?;
         if self.options.dry_run {
@@ -273,8 +320,9 @@ impl Failback<'_> {
                 Promoted::Already | Promoted::Done(..) => Ok(Done::AlreadyPrimary),
             };
         }
-        self.catch_up(&primary)?;
+        // Last what is behind again soonest.
         self.await_files(&primary)?;
+        self.catch_up(&primary)?;
         let took = match self.switch_over(false)? {
             Promoted::Done(_, took) => took,
             Promoted::Already | Promoted::Planned(_) => Duration::ZERO,
@@ -327,46 +375,109 @@ impl Failback<'_> {
         }
     }
 
+    /// The steps of a rebuild, where a run with the same options would come to one.
+    fn rebuild_planned(&self, primary: &str) -> Result<Option<Done>, FailbackError> {
+        let seen = look(self.settings, Depth::Nodes)?;
+        let helpless = matches!(
+            decision(&seen),
+            Decision::Diverged { .. } | Decision::Refuse { .. }
+        ) || seen.seen.local.database.server().is_none();
+        let node = takeover::node(self.settings, primary);
+        Ok(node
+            .filter(|_| self.options.rebuild && helpless)
+            .map(|node| Done::RebuildPlanned {
+                steps: rebuild::steps(self.settings, node),
+            }))
+    }
+
     /// Becomes a replica of the primary, as the audit would do at its next tick.
     fn rejoin(&self, primary: &str) -> Result<(), FailbackError> {
         let settings = self.settings;
-        let lock = RoleLock::take(settings, Duration::from_secs(5))?;
-        let mut seen = look(settings, Depth::Nodes)?;
-        let policy = Policy {
-            promote_unmet_after_boot: false,
-            // A person's word counts more than the person's flag.
-            maintenance: false,
-        };
-        match decide(&seen.seen, policy) {
-            Decision::Attach { to } => {
-                let (Some(node), Some(session)) =
-                    (takeover::node(settings, &to), seen.local.as_mut())
-                else {
-                    return Err(FailbackError::NoPrimary);
-                };
-                statements::attach(session, settings, node)?;
-                self.say(&format!("replicates from {to}"));
+        let node = takeover::node(settings, primary).ok_or(FailbackError::NoPrimary)?;
+        if let Err(refused) = self.attach(node)? {
+            if !self.options.rebuild {
+                return Err(refused);
             }
-            Decision::Refuse { why, next } if seen.seen.local.database.server().is_some() => {
-                return Err(FailbackError::Refused {
-                    why: why.to_owned(),
-                    next: next.to_owned(),
-                });
-            }
-            _ => {}
+            self.say(&format!("{refused}; a rebuild was asked for"));
+            let kept = rebuild::rebuild(settings, node, self.cancel, &|text| self.say(text))?;
+            tell::alert(
+                settings,
+                "rebuilt",
+                Severity::Warning,
+                &format!(
+                    "this node's data are a copy of {primary} now; the old ones are in {}: look, then delete them",
+                    kept.display()
+                ),
+            );
         }
-        drop(lock);
         self.wait(&format!("replication from {primary}"), || {
             let (me, _) = observe::observe_local(settings);
             let Some(server) = me.database.server() else {
                 return Ok(Some("the local database does not answer".to_owned()));
             };
-            let runs = server
-                .channels
-                .iter()
-                .any(|c| c.io == role::IoThread::Running && c.sql_running);
-            Ok((!runs).then(|| "the threads do not run yet".to_owned()))
+            if server.channels.iter().any(|c| c.io == role::IoThread::Running && c.sql_running) {
+                return Ok(None);
+            }
+            let errno = server.channels.iter().map(|c| c.io_errno).find(|e| *e != 0);
+            Ok(Some(errno.map_or_else(
+                || "the threads do not run yet".to_owned(),
+                |errno| format!("error {errno}; see SHOW ALL SLAVES STATUS (1236: the primary has not got the binlogs any more, so: --rebuild)"),
+            )))
         })
+    }
+
+    /// Follows the primary as this node is, or says why it cannot.
+    fn attach(&self, primary: &Node) -> Result<Result<(), FailbackError>, FailbackError> {
+        const NEXT: &str = "failback --rejoin-only --rebuild";
+        let settings = self.settings;
+        let _lock = RoleLock::take(settings, Duration::from_secs(5))?;
+        let mut seen = look(settings, Depth::Nodes)?;
+        let decision = decision(&seen);
+        let Some(session) = seen.local.as_mut() else {
+            return Ok(Err(FailbackError::Refused {
+                why: "the local database does not answer".to_owned(),
+                next: format!("systemctl status {}, or: {NEXT}", settings.database.unit),
+            }));
+        };
+        match decision {
+            Decision::Attach { .. } => {
+                statements::attach(session, settings, primary)?;
+                self.say(&format!("replicates from {}", primary.name));
+            }
+            Decision::Diverged { .. } => {
+                let Some((_, server)) = seen.seen.primary() else {
+                    return Err(FailbackError::NoPrimary);
+                };
+                match diverged::settle(settings, session, primary, server) {
+                    Ok(Settled::TakenBack { report }) => self.say(&format!(
+                        "took back what {} never had, see {}; replicates from it",
+                        primary.name,
+                        report.display()
+                    )),
+                    Ok(Settled::NeedsRebuild { why, report }) => {
+                        return Ok(Err(FailbackError::Refused {
+                            why: diverged::needs_rebuild(&primary.name, &why, &report),
+                            next: NEXT.to_owned(),
+                        }));
+                    }
+                    Err(error @ DivergedError::Purged { .. }) => {
+                        return Ok(Err(FailbackError::Refused {
+                            why: error.to_string(),
+                            next: NEXT.to_owned(),
+                        }));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Decision::Refuse { why, next } => {
+                return Ok(Err(FailbackError::Refused {
+                    why: why.to_owned(),
+                    next: next.to_owned(),
+                }));
+            }
+            _ => {}
+        }
+        Ok(Ok(()))
     }
 
     fn preflight(&self, primary: &str) -> Result<(), FailbackError> {
@@ -524,6 +635,9 @@ impl Failback<'_> {
             }
             Ok(Done::Replica { of }) => format!("this node is a replica of {of}"),
             Ok(Done::Planned { .. }) => "nothing stands in the way; the plan:".to_owned(),
+            Ok(Done::RebuildPlanned { .. }) => {
+                "only a copy of the primary helps; the plan:".to_owned()
+            }
             Ok(Done::Primary { .. }) => format!(
                 "done: {} is the primary, {:.1} s since the start",
                 self.settings.local().name,
@@ -547,6 +661,10 @@ impl Failback<'_> {
                 if let Some(undo) = step.undo() {
                     answer(&format!("    undone by: {undo}"));
                 }
+            }
+        } else if let Ok(Done::RebuildPlanned { steps }) = outcome {
+            for step in steps {
+                answer(&format!("- {step}"));
             }
         }
     }

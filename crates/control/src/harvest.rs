@@ -1,17 +1,19 @@
 //! The end of a dead primary's binlog, fetched from its host over ssh and applied here before the
 //! opening. GTIDs are kept, so the old primary can become a replica again as it is.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use process::{ProcessError, Program};
 use role::GtidSet;
-use settings::{Account, Node, Settings, SettingsError};
+use settings::{Node, Settings};
 
+use crate::binlog;
 use crate::link::ssh;
+use crate::path_error::{PathError, at};
+use crate::sql_client::{Credentials, CredentialsError};
 
 /// The second command that the peers' ssh key may ask for, with one argument: a list of GTIDs.
 pub const COMMAND: &str = "binlog-tail";
@@ -26,16 +28,11 @@ pub enum HarvestError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// A file.
-    #[error("{path}: {source}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The password of the toolkit's account.
     #[error(transparent)]
-    Password(#[from] SettingsError),
+    File(#[from] PathError),
+    /// The toolkit's account.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The host does not answer any more.
     #[error("{0} does not answer on its ssh port")]
     Gone(String),
@@ -44,28 +41,10 @@ pub enum HarvestError {
     NoBinlog(PathBuf),
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> HarvestError + '_ {
-    move |source| HarvestError::Io {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-/// The binlogs that the server's index names, the oldest first.
-pub fn binlogs(index: &Path) -> io::Result<Vec<PathBuf>> {
-    let directory = index.parent().unwrap_or(Path::new("/"));
-    Ok(fs::read_to_string(index)?
-        .lines()
-        .filter(|line| !line.is_empty())
-        // Absolute, or beside the index.
-        .map(|line| directory.join(line))
-        .collect())
-}
-
 /// On the dead server's host: prints what its binlogs have after the position, as SQL.
 pub fn print_tail(settings: &Settings, after: &GtidSet) -> Result<(), HarvestError> {
     let index = &settings.database.binlog_index;
-    let logs = binlogs(index).map_err(at(index))?;
+    let logs = binlog::files(index).map_err(at(index))?;
     if logs.is_empty() {
         return Err(HarvestError::NoBinlog(index.clone()));
     }
@@ -95,7 +74,7 @@ pub fn print_tail(settings: &Settings, after: &GtidSet) -> Result<(), HarvestErr
     io::copy(&mut file, &mut output)
         .and_then(|_| output.flush())
         .map_err(at(&spool))?;
-    fs::remove_file(&spool).map_err(at(&spool))
+    Ok(fs::remove_file(&spool).map_err(at(&spool))?)
 }
 
 /// Fetches what `peer` has after the position, and applies it to the local, still read-only server.
@@ -113,42 +92,13 @@ pub fn harvest(settings: &Settings, peer: &Node, after: &GtidSet) -> Result<(), 
         .deadline(PATIENCE)
         .run()?
         .success()?;
-    let account = &settings.database.account;
-    let credentials = settings.paths.run.join("harvest.cnf");
-    write_credentials(&credentials, account)?;
-    let applied = Program::new("mariadb")
-        .arg(format!("--defaults-file={}", credentials.display()))
-        .arg(format!("--socket={}", settings.database.socket.display()))
-        .arg("--binary-mode")
-        .stdin_from(&tail)
+    let credentials = Credentials::write(settings, "harvest")?;
+    // What is harvested belongs into this server's binlog, too: a later replica needs it.
+    let applied = credentials
+        .execute(&tail, true)
         .deadline(PATIENCE)
         .run()
         .and_then(process::Output::success);
-    fs::remove_file(&credentials).map_err(at(&credentials))?;
     applied?;
-    fs::remove_file(&tail).map_err(at(&tail))
-}
-
-/// For the client, which takes no password from anywhere but a file that is safe.
-fn write_credentials(path: &Path, account: &Account) -> Result<(), HarvestError> {
-    let password = account.password()?;
-    let quoted = password.reveal().replace('\\', "\\\\").replace('"', "\\\"");
-    // One that a killed run left may have other permissions.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(path)(error)),
-        Ok(()) | Err(_) => {}
-    }
-    OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| {
-            write!(
-                file,
-                "[client]\nuser = {}\npassword = \"{quoted}\"\n",
-                account.user
-            )
-        })
-        .map_err(at(path))
+    Ok(fs::remove_file(&tail).map_err(at(&tail))?)
 }

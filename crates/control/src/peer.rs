@@ -12,7 +12,7 @@ use settings::Settings;
 use crate::cli::{Common, Exit};
 use crate::link::{Request, Response};
 use crate::lock::{LockError, RoleLock};
-use crate::{act, failback, files, harvest, node_role, tell, track};
+use crate::{act, failback, files, harvest, node_role, rebuild, tell, track};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
@@ -25,7 +25,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
     version,
     about = "The forced command of the toolkit's ssh key: answers a peer's questions line by line",
     after_help = "Put it into authorized_keys:\n  restrict,from=\"ADDRESSES\",command=\"/usr/libexec/keepalived-companion/peer\" ssh-ed25519 …\n\n\
-                  The only commands it accepts are `session`, `binlog-tail GTIDS` and `failback OPTIONS`; everything else is refused with exit 3."
+                  The only commands it accepts are `session`, `backup`, `binlog-tail GTIDS` and `failback OPTIONS`; everything else is refused with exit 3."
 )]
 struct Arguments {
     #[command(flatten)]
@@ -43,6 +43,15 @@ pub fn main() -> Exit {
     if asked == "session" {
         return converse(&settings);
     }
+    if asked == rebuild::COMMAND {
+        return match rebuild::print_backup(&settings) {
+            Ok(()) => Exit::Done,
+            Err(error) => {
+                log::error!("{error}");
+                Exit::Undone
+            }
+        };
+    }
     if let Some(words) = asked
         .to_str()
         .map(|text| text.split(' ').collect::<Vec<_>>())
@@ -57,7 +66,8 @@ pub fn main() -> Exit {
         .filter(|position| !position.is_empty());
     let Some(after) = position else {
         log::error!(
-            "refused: {asked:?}; the only commands are `session`, `{} GTIDS` and `{} OPTIONS`",
+            "refused: {asked:?}; the only commands are `session`, `{}`, `{} GTIDS` and `{} OPTIONS`",
+            rebuild::COMMAND,
             harvest::COMMAND,
             failback::COMMAND
         );

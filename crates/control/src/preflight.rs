@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use observe::{Session, SqlError, SyncState};
+use observe::{Session, SqlError, SyncState, VrrpState};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -11,7 +11,7 @@ use crate::look::Look;
 /// A transaction that is open for longer would be lost to its client in the freeze.
 const LONG_TRANSACTION: Duration = Duration::from_secs(3);
 
-/// Something on the present primary. Each names the way on.
+/// Something on the present primary, or on this node. Each names the way on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case", tag = "obstacle")]
 pub enum Obstacle {
@@ -51,6 +51,14 @@ pub enum Obstacle {
         /// Its user.
         user: String,
     },
+    /// The VIP could not come here.
+    #[error("Keepalived on {node} would not take the VIP: {why}")]
+    NoVip {
+        /// This node.
+        node: String,
+        /// Why.
+        why: String,
+    },
     /// Files are held until a person has looked.
     #[error("the files of {node} are held: {why}. Look, then there: sync-realtime --release")]
     FilesHeld {
@@ -77,6 +85,10 @@ pub fn obstacles(
         return Ok(Vec::new());
     };
     let mut found = transactions(settings, session, node)?;
+    if let Some(why) = not_ready(settings) {
+        let node = settings.local().name.clone();
+        found.push(Obstacle::NoVip { node, why });
+    }
     found.extend(locks(settings, session, node)?);
     let files = look
         .links
@@ -89,6 +101,29 @@ pub fn obstacles(
         });
     }
     Ok(found)
+}
+
+/// Why Keepalived here would not take the VIP now: the clients would find a closed database until it did.
+pub fn not_ready(settings: &Settings) -> Option<String> {
+    let instance = &settings.cluster.vrrp_instance;
+    let Some(vrrp) = observe::vrrp(instance) else {
+        log::warn!("Keepalived was not asked for the state of {instance}; it is taken to be ready");
+        return None;
+    };
+    if vrrp.startup_left > Duration::ZERO {
+        return Some(format!(
+            "it was just started, and chooses no MASTER for {:.1?} more (vrrp_startup_delay)",
+            vrrp.startup_left
+        ));
+    }
+    match vrrp.state {
+        VrrpState::Backup | VrrpState::Master => None,
+        VrrpState::Init => Some(format!("{instance} is not decided yet")),
+        VrrpState::Fault => Some(format!(
+            "{instance} is in FAULT; what fails is in check_*.log in {}",
+            settings.paths.log.display()
+        )),
+    }
 }
 
 fn is_ours(settings: &Settings, user: &str) -> bool {

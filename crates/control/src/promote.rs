@@ -231,6 +231,10 @@ fn not_now(decision: &Decision) -> PromoteError {
             "systemctl start keepalived",
         ),
         Decision::Attach { to } => (format!("{to} is the primary"), "nothing was changed"),
+        Decision::Diverged { from } => (
+            format!("this node has transactions that {from} never had"),
+            "failback --rejoin-only",
+        ),
         Decision::Refuse { why, next } => ((*why).to_owned(), *next),
         Decision::Promote(_)
         | Decision::SwitchOver { .. }

@@ -161,6 +161,9 @@ pub fn stable_position(
 /// primary's. A channel that fits is started and not made anew: RESET SLAVE would delete a relay log
 /// that may hold the only second copy of what clients were told is safe.
 pub fn attach(session: &mut Session, settings: &Settings, primary: &Node) -> Result<(), SqlError> {
+    if finish_flashback(session, settings)? {
+        return demote(session, settings, primary);
+    }
     let server = observe::observe_server(session, settings)?;
     if let [channel] = server.channels.as_slice()
         && channel.source == primary.private.to_string()
@@ -198,8 +201,76 @@ pub fn demote(session: &mut Session, settings: &Settings, primary: &Node) -> Res
     session.execute("START SLAVE")
 }
 
+/// That transactions were taken back, and what of the binlog's history is left then.
+#[derive(Debug)]
+pub struct FlashbackNote {
+    /// Their name, from the first to the last.
+    pub undone: String,
+    history: GtidSet,
+}
+
+/// The statement that notes it, in the transaction that takes them back.
+pub fn note_flashback(settings: &Settings, undone: &str, history: &GtidSet) -> String {
+    format!(
+        "REPLACE INTO `{}`.flashback (id, undone, history) VALUES (1, {}, {})",
+        settings.database.schema,
+        quote(undone),
+        quote(&history.to_string())
+    )
+}
+
+/// The note, while what it tells is not finished.
+pub fn flashback_note(
+    session: &mut Session,
+    settings: &Settings,
+) -> Result<Option<FlashbackNote>, SqlError> {
+    let statement = format!(
+        "SELECT undone, history FROM `{}`.flashback WHERE id = 1",
+        settings.database.schema
+    );
+    let rows = match session.rows::<(String, String)>(&statement) {
+        // ER_NO_SUCH_TABLE: the schema of an earlier version, which takes nothing back.
+        Err(error) if error.server_code() == Some(1146) => return Ok(None),
+        rows => rows?,
+    };
+    let Some((undone, history)) = rows.into_iter().next() else {
+        return Ok(None);
+    };
+    let history = history.parse::<GtidSet>().map_err(|_| SqlError::Answer {
+        statement,
+        answer: history,
+        expected: "a list of GTIDs",
+    })?;
+    Ok(Some(FlashbackNote { undone, history }))
+}
+
+/// After RESET MASTER: the server knows again what it had written before, and where replication goes on. In
+/// strict mode neither can be set while the binlog is there. A death in between leaves the note, and the next
+/// attachment makes it good. False when there is none.
+pub fn finish_flashback(session: &mut Session, settings: &Settings) -> Result<bool, SqlError> {
+    let Some(note) = flashback_note(session, settings)? else {
+        return Ok(false);
+    };
+    let history = quote(&note.history.to_string());
+    let state: String = session.row("SELECT @@gtid_binlog_state")?;
+    if state.is_empty() {
+        session.execute(&format!("SET GLOBAL gtid_binlog_state = {history}"))?;
+    }
+    if state.is_empty() || state.parse() == Ok(note.history.clone()) {
+        session.execute(&format!(
+            "SET GLOBAL gtid_slave_pos = {}",
+            quote(&note.history.position().to_string())
+        ))?;
+    }
+    session.execute(&format!(
+        "DELETE FROM `{}`.flashback",
+        settings.database.schema
+    ))?;
+    Ok(true)
+}
+
 /// An SQL string literal.
-fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 

@@ -29,11 +29,14 @@ pub fn vip_present(settings: &Settings) -> bool {
 
 /// Whether a Keepalived parent process lives.
 pub fn keepalived_running() -> bool {
-    KEEPALIVED_PID_FILES.iter().any(|file| {
-        fs::read_to_string(file)
-            .ok()
-            .and_then(|text| text.trim().parse::<u32>().ok())
-            .is_some_and(|pid| command_name(pid).as_deref() == Some("keepalived"))
+    keepalived_process().is_some()
+}
+
+/// The pid of Keepalived's parent process.
+pub(crate) fn keepalived_process() -> Option<u32> {
+    KEEPALIVED_PID_FILES.iter().find_map(|file| {
+        let pid = fs::read_to_string(file).ok()?.trim().parse::<u32>().ok()?;
+        (command_name(pid).as_deref() == Some("keepalived")).then_some(pid)
     })
 }
 

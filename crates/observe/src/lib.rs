@@ -9,6 +9,7 @@ mod server;
 mod session;
 mod sync_request;
 mod sync_status;
+mod vrrp;
 
 pub use contact::{
     kernel_answers, observe_peer_database, reachable, reachable_within, witness_answers,
@@ -24,6 +25,8 @@ pub use sync_status::{
     Quarantined, StandbyState, StandbyStatus, SyncState, SyncStatus, TreeStatus, sync_socket,
     sync_status, sync_status_file,
 };
+
+pub use vrrp::{Vrrp, VrrpState, vrrp};
 
 use std::time::Duration;
 

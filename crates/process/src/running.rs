@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use crate::{OUTPUT_CAP, Output, ProcessError, Program};
+use crate::{OUTPUT_CAP, Output, ProcessError, Program, collect};
 
 /// How often a wait asks whether it goes on.
 const LOOK: Duration = Duration::from_millis(200);
@@ -84,6 +84,83 @@ impl Program {
         Err(ProcessError::Stopped {
             command: self.command_line(),
         })
+    }
+
+    /// Runs the program with its standard output as the standard input of `sink`, until both have ended well.
+    /// `go_on` gets the number of bytes so far, several times a second at least; when it says no both are
+    /// killed. The deadlines of the two do not count.
+    pub fn pipe_into(
+        &self,
+        sink: &Self,
+        mut go_on: impl FnMut(u64) -> bool,
+    ) -> Result<(), ProcessError> {
+        let failed = |source: io::Error| ProcessError::Wait {
+            command: self.command_line(),
+            source,
+        };
+        let stopped = || ProcessError::Stopped {
+            command: self.command_line(),
+        };
+        let mut source = self.spawn(
+            self.command()
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        )?;
+        let mut target = sink.spawn(
+            sink.command()
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped()),
+        )?;
+        let source_errors = collect(source.child.stderr.take());
+        let target_errors = collect(target.child.stderr.take());
+        let look = LOOK
+            .try_into()
+            .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut bytes = 0;
+        let mut buffer = vec![0; 256 * 1024];
+        let (mut from, mut to) = (source.child.stdout.take(), target.child.stdin.take());
+        while let (Some(pipe), Some(sink)) = (&mut from, &mut to) {
+            let ready = poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&look));
+            match ready {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => match pipe.read(&mut buffer).map_err(failed)? {
+                    0 => break,
+                    count => {
+                        bytes += count as u64;
+                        // A sink that has ended says why itself.
+                        if sink.write_all(&buffer[..count]).is_err() {
+                            break;
+                        }
+                    }
+                },
+                Err(error) => return Err(failed(error.into())),
+            }
+            if !go_on(bytes) {
+                return Err(stopped());
+            }
+        }
+        drop((from.take(), to.take()));
+        for (running, errors) in [(&mut target, target_errors), (&mut source, source_errors)] {
+            let status = loop {
+                match running.end() {
+                    Some(status) => {
+                        break status.ok_or_else(|| failed(io::ErrorKind::Other.into()))?;
+                    }
+                    None if go_on(bytes) => std::thread::sleep(LOOK / 10),
+                    None => return Err(stopped()),
+                }
+            };
+            Output {
+                command: running.command.clone(),
+                status,
+                stdout: Vec::new(),
+                stderr: errors.recv_timeout(LOOK).unwrap_or_default(),
+            }
+            .success()?;
+        }
+        Ok(())
     }
 
     /// Runs the program with this process's standard output and error, and an input that ends when `go_on`,
@@ -330,6 +407,35 @@ mod tests {
             panic!("{finished:?}");
         };
         assert!(!running.ended());
+    }
+
+    #[test]
+    fn one_program_feeds_another_and_the_first_that_fails_is_named() {
+        let sh = |script: &str| Program::new("sh").args(["-c", script]);
+        let mut seen = 0;
+        Program::new("head")
+            .args(["-c", "3000000", "/dev/zero"])
+            .pipe_into(&sh("test $(wc -c) = 3000000"), |bytes| {
+                seen = bytes;
+                true
+            })
+            .unwrap();
+        assert_eq!(seen, 3_000_000);
+        let error = sh("echo half; echo broken >&2; exit 4")
+            .pipe_into(&Program::new("cat"), |_| true)
+            .unwrap_err();
+        assert!(error.to_string().contains("broken"), "{error}");
+        let error = Program::new("yes")
+            .pipe_into(&sh("echo full >&2; exit 5"), |_| true)
+            .unwrap_err();
+        assert!(error.to_string().contains("full"), "{error}");
+        let start = Instant::now();
+        let error = Program::new("sleep")
+            .arg("60")
+            .pipe_into(&Program::new("cat"), |_| false)
+            .unwrap_err();
+        assert!(matches!(error, ProcessError::Stopped { .. }));
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

@@ -47,6 +47,12 @@ pub enum Decision {
         /// The primary.
         to: String,
     },
+    /// A standby with transactions that the primary never had: they are saved and taken back, then
+    /// it is attached.
+    Diverged {
+        /// The primary.
+        from: String,
+    },
     /// Make the local database read-only and end its clients' sessions.
     Fence {
         /// Also leave the VIP to the others.
@@ -88,6 +94,7 @@ impl Decision {
             | Self::SwitchOver { .. }
             | Self::CatchUp { .. }
             | Self::Attach { .. }
+            | Self::Diverged { .. }
             | Self::GiveUpVip(_) => true,
             Self::Stay(_)
             | Self::Wait(_)
@@ -363,7 +370,7 @@ fn standby(seen: &Observation, me: &Server) -> Decision {
     if me.channels.iter().any(|c| c.sql_errno != 0) {
         return Decision::Refuse {
             why: "replication stopped at an error",
-            next: "read Last_SQL_Error in SHOW ALL SLAVES STATUS; rebuild this node if the data differ",
+            next: "read Last_SQL_Error in SHOW ALL SLAVES STATUS; if the data differ: failback --rejoin-only --rebuild",
         };
     }
     if let Some(channel) = me
@@ -386,9 +393,8 @@ fn standby(seen: &Observation, me: &Server) -> Decision {
             to: primary.name.clone(),
         }
     } else {
-        Decision::Refuse {
-            why: "this node has transactions that the primary never had",
-            next: "save them, then rebuild this node from the primary",
+        Decision::Diverged {
+            from: primary.name.clone(),
         }
     }
 }

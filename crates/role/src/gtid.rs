@@ -9,6 +9,23 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// One transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Gtid {
+    /// `gtid_domain_id`
+    pub domain: u32,
+    /// `server_id` of the server that wrote it.
+    pub server: u32,
+    /// Grows within the domain.
+    pub sequence: u64,
+}
+
+impl fmt::Display for Gtid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.domain, self.server, self.sequence)
+    }
+}
+
 /// The highest sequence number for each (domain, server).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -78,6 +95,35 @@ impl GtidSet {
                 sequence.saturating_sub(mine.get(domain).copied().unwrap_or_default())
             })
             .sum()
+    }
+
+    /// Whether the transaction, or a later one of the same server, is here.
+    pub fn includes(&self, gtid: Gtid) -> bool {
+        self.0
+            .get(&(gtid.domain, gtid.server))
+            .is_some_and(|last| *last >= gtid.sequence)
+    }
+
+    /// Takes a transaction in.
+    pub fn add(&mut self, gtid: Gtid) {
+        let last = self.0.entry((gtid.domain, gtid.server)).or_default();
+        *last = gtid.sequence.max(*last);
+    }
+
+    /// The last transaction of each domain: a position, as replication starts from it.
+    pub fn position(&self) -> Self {
+        let mut last: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
+        for ((domain, server), sequence) in &self.0 {
+            let newest = last.entry(*domain).or_insert((*server, *sequence));
+            if newest.1 < *sequence {
+                *newest = (*server, *sequence);
+            }
+        }
+        Self(
+            last.into_iter()
+                .map(|(domain, (server, sequence))| ((domain, server), sequence))
+                .collect(),
+        )
     }
 
     /// Whether the set is empty: a server that never wrote.
@@ -188,8 +234,27 @@ mod tests {
             "0-2-29"
         );
         assert_eq!(
+            set("0-1-26,0-2-29,1-1-3").position().to_string(),
+            "0-2-29,1-1-3"
+        );
+        assert_eq!(
             set("0-1-26").union(&set("0-2-29,0-1-3")).to_string(),
             "0-1-26,0-2-29"
         );
+    }
+
+    #[test]
+    fn a_transaction_is_known_by_its_own_server() {
+        let mut known = set("0-1-26,0-2-29");
+        let gtid = |server, sequence| Gtid {
+            domain: 0,
+            server,
+            sequence,
+        };
+        assert!(known.includes(gtid(1, 26)) && known.includes(gtid(2, 1)));
+        assert!(!known.includes(gtid(1, 27)) && !known.includes(gtid(3, 1)));
+        known.add(gtid(1, 30));
+        known.add(gtid(1, 28));
+        assert_eq!(known.to_string(), "0-1-30,0-2-29");
     }
 }

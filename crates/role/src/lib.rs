@@ -12,7 +12,7 @@ mod recovery;
 
 pub use decide::{Decision, Policy, decide};
 pub use fitness::{Fitness, fitness, is_writable_primary, peer_fitness};
-pub use gtid::{GtidError, GtidSet};
+pub use gtid::{Gtid, GtidError, GtidSet};
 pub use observation::{
     Channel, Contact, Database, Epoch, IoThread, LastPrimary, NodeView, Observation, PeerView,
     SemiSync, Server,

@@ -371,6 +371,12 @@ impl Cluster {
                 self.nodes[node].channel = Some(true);
                 self.replicate(peer);
             }
+            Decision::Diverged { .. } => {
+                // Taken back, or rebuilt: what the primary has, and nothing else.
+                let log = self.nodes[peer].log.clone();
+                self.nodes[node].log = log;
+                self.nodes[node].channel = Some(true);
+            }
             Decision::Fence { give_up_vip, .. } => {
                 self.nodes[node].standby_file |= give_up_vip;
                 self.close(node);

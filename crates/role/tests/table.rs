@@ -243,7 +243,7 @@ fn a_standby_attaches_unless_it_has_diverged() {
     let look = seen(here(false, closed("there", "0-1-9")), primary());
     assert!(matches!(decide(&look, CAREFUL), Decision::Attach { .. }));
     let look = seen(here(false, closed("here", "0-1-10")), primary());
-    assert!(matches!(decide(&look, CAREFUL), Decision::Refuse { .. }));
+    assert!(matches!(decide(&look, CAREFUL), Decision::Diverged { .. }));
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub struct Settings {
     pub checks: Checks,
     /// Timers and limits of role changes.
     pub role: Role,
+    /// When the preferred node becomes the primary again, and what may be replaced for it.
+    pub failback: Failback,
     /// How the forced command on a peer is reached.
     pub peer: Peer,
     /// Where alerts go.
@@ -185,6 +187,61 @@ pub struct Role {
     pub self_fence: Duration,
     /// `promote` and `audit` repeat an alert for the same cause only after this time, in s (default 3600).
     pub realert: Duration,
+}
+
+/// `[failback]`
+#[derive(Debug, Clone)]
+pub struct Failback {
+    /// `mode = "automatic"`: the preferred node does it by itself (default `"manual"`).
+    pub automatic: bool,
+    /// So long the preferred node must have been a standby in order before that, in s (default 600).
+    pub stable: Duration,
+    /// The hours of the day, local time, in which it may do so: `hours = "2-5"` from two o'clock until five;
+    /// `"22-4"` over midnight (default `"0-24"`).
+    pub hours: Hours,
+    /// `rebuild = "automatic"`: a node whose own transactions cannot be taken back is replaced by a copy of the
+    /// primary without being asked; its old data stay beside it (default `"manual"`).
+    pub rebuild_automatic: bool,
+}
+
+/// Hours of the day, from the first until the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hours {
+    from: u8,
+    until: u8,
+}
+
+impl Hours {
+    pub(crate) const ALWAYS: Self = Self { from: 0, until: 24 };
+
+    /// Whether an hour (0 to 23) is among them.
+    pub fn contain(self, hour: u8) -> bool {
+        if self.from < self.until {
+            (self.from..self.until).contains(&hour)
+        } else {
+            hour >= self.from || hour < self.until
+        }
+    }
+}
+
+impl std::str::FromStr for Hours {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (from, until) = text.split_once('-').ok_or(())?;
+        let hour = |text: &str| {
+            text.trim()
+                .parse::<u8>()
+                .ok()
+                .filter(|h| *h <= 24)
+                .ok_or(())
+        };
+        let (from, until) = (hour(from)?, hour(until)?);
+        if from == until || from == 24 {
+            return Err(());
+        }
+        Ok(Self { from, until })
+    }
 }
 
 /// `[peer]`

@@ -11,8 +11,8 @@ use toml::de::DeTable;
 
 use crate::section::{Problems, Section};
 use crate::{
-    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Node, Paths, Peer, Role,
-    Secret, Settings, Sync, Tree, Web, Witness, read_secret,
+    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Failback, Hours, Node, Paths,
+    Peer, Role, Secret, Settings, Sync, Tree, Web, Witness, read_secret,
 };
 
 const DEFAULT_TREE: &str = "/var/www/html";
@@ -134,6 +134,7 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
     let cluster = cluster(&root.section("cluster"), &nodes);
     let database = database(&root.section("database"));
     let role = role(&root.section("role"), &database);
+    let failback = failback(&root.section("failback"));
     let web = web(&root.section("web"));
     let checks = checks(&root.section("checks"));
     let peer = peer(&root.section("peer"));
@@ -151,6 +152,7 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
         web,
         checks,
         role,
+        failback,
         peer,
         alerts,
         sync,
@@ -366,6 +368,32 @@ fn role(section: &Section<'_, '_>, database: &Database) -> Role {
     }
     section.finish();
     role
+}
+
+fn failback(section: &Section<'_, '_>) -> Failback {
+    let automatic = |key: &'static str| match section.text(key, "manual").as_str() {
+        "manual" => false,
+        "automatic" => true,
+        other => {
+            section.note(key, format!("`{other}`: expected manual or automatic"));
+            false
+        }
+    };
+    let hours = section.text("hours", "0-24");
+    let failback = Failback {
+        automatic: automatic("mode"),
+        stable: section.seconds("stable_s", 600, 10..=604_800),
+        hours: hours.parse().unwrap_or_else(|()| {
+            section.note(
+                "hours",
+                format!("`{hours}`: expected two hours of the day such as 2-5"),
+            );
+            Hours::ALWAYS
+        }),
+        rebuild_automatic: automatic("rebuild"),
+    };
+    section.finish();
+    failback
 }
 
 fn peer(section: &Section<'_, '_>) -> Peer {
@@ -601,10 +629,32 @@ mod tests {
     }
 
     #[test]
+    fn hours_may_go_over_midnight() {
+        let hours = |text: &str| text.parse::<Hours>();
+        let night = hours("22-4").unwrap();
+        assert!(night.contain(22) && night.contain(0) && !night.contain(4));
+        let morning = hours("2-5").unwrap();
+        assert!(morning.contain(2) && !morning.contain(5) && !morning.contain(1));
+        assert!(hours("22-24").unwrap().contain(23));
+        assert!((0..24).all(|hour| Hours::ALWAYS.contain(hour)));
+        for bad in ["", "3", "3-3", "24-3", "3-25", "a-b"] {
+            assert!(hours(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn each_kind_of_mistake_is_named() {
         for (text, expected) in [
             ("", "expected at least one [[node]]"),
             ("[cluster]\n", "cluster.vip: is missing"),
+            (
+                "[failback]\nhours = \"3\"\n",
+                "failback.hours: `3`: expected two hours",
+            ),
+            (
+                "[failback]\nmode = \"auto\"\n",
+                "`auto`: expected manual or automatic",
+            ),
             ("[cluster]\nvip = \"x\"\n", "`x`: expected the virtual IP"),
             (
                 "[cluster]\nwitnesses = [\"udp:1\"]\n",

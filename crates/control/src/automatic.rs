@@ -1,0 +1,62 @@
+//! What the audit starts by itself when the settings say so: a failback, and a rebuild. Both take long, so each
+//! is a unit of its own.
+
+use std::time::Duration;
+
+use observe::uptime_seconds;
+use process::{ProcessError, Program};
+use settings::Settings;
+use statefile::read_json;
+
+use crate::look::Look;
+use crate::tell;
+
+/// Runs `failback`.
+const FAILBACK: &str = "keepalived-companion-failback.service";
+/// Runs `failback --rejoin-only --rebuild`.
+pub const REBUILD: &str = "keepalived-companion-rebuild.service";
+
+/// Asks systemd for a unit; one that runs already goes on.
+pub fn start(unit: &str) -> Result<(), ProcessError> {
+    Program::new("systemctl")
+        .args(["--no-block", "start", unit])
+        .deadline(Duration::from_secs(3))
+        .run()?
+        .success()?;
+    Ok(())
+}
+
+/// Starts a failback once this node, the preferred one, has been a standby in order for long enough, within
+/// the hours for it.
+pub fn consider(settings: &Settings, seen: &Look) -> Result<(), ProcessError> {
+    if !settings.failback.automatic || settings.cluster.preferred != settings.local().name {
+        return Ok(());
+    }
+    let file = settings.paths.run.join("stable-since.json");
+    let now = uptime_seconds();
+    let in_order = seen.seen.primary().is_some()
+        && !seen.seen.local.database.writable()
+        && role::fitness(&seen.seen).is_fit()
+        && observe::maintenance(settings).is_none();
+    // A damaged file begins anew, as after a boot.
+    let since = read_json::<f64>(&file).ok().flatten();
+    match (in_order, since) {
+        (false, None) => {}
+        (false, Some(_)) => {
+            let _ = std::fs::remove_file(&file);
+        }
+        (true, None) => tell::write_json(&file, &now),
+        (true, Some(since)) => {
+            let hour = u8::try_from(jiff::Zoned::now().hour()).unwrap_or_default();
+            if now - since >= settings.failback.stable.as_secs_f64()
+                && settings.failback.hours.contain(hour)
+            {
+                // The next try, should this one fail, is as far away.
+                tell::write_json(&file, &now);
+                tell::failover_log(settings, "failback begins by itself");
+                start(FAILBACK)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! A file that could not be read or written, with its path.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Which file, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub struct PathError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// For `map_err`.
+pub fn at(path: &Path) -> impl FnOnce(io::Error) -> PathError + '_ {
+    move |source| PathError {
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,511 @@
+//! A copy of the primary takes the place of this node's data, which stay beside it.
+//!
+//! The copy is fetched, made consistent and given its place in the replication's history in a directory
+//! of its own, while the old server still runs. Then the two directories change places at once: a death
+//! leaves either the old server or a whole new one, and a fetched part is thrown away by the next run.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use observe::{Session, SqlError, Target};
+use process::{ProcessError, Program};
+use role::GtidSet;
+use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
+use settings::{Node, Settings};
+
+use crate::cancel::Cancel;
+use crate::link::{LinkError, ssh};
+use crate::lock::{LockError, RoleLock, exclusive};
+use crate::path_error::{PathError, at};
+use crate::sql_client::{Credentials, CredentialsError};
+use crate::statements;
+
+/// What a peer's ssh key may ask for, without arguments: a copy of the database on standard output.
+pub const COMMAND: &str = "backup";
+/// Where mariadb-backup says what of the binlog is in the copy; the second is its name from 11 on.
+const POSITION_FILES: [&str; 2] = ["xtrabackup_binlog_info", "mariadb_backup_binlog_info"];
+/// Making the copy consistent replays what was written meanwhile.
+const PREPARE: Duration = Duration::from_secs(3600);
+/// A server's start or end.
+const SERVER: Duration = Duration::from_secs(300);
+/// Between two lines of progress.
+const TELL: Duration = Duration::from_secs(2);
+/// What must stay free besides the copy: the undo of what was written meanwhile, and some air.
+const SPARE: u64 = 512 * 1024 * 1024;
+/// The new server's temporary name in the data directory's parent.
+const PART: &str = "rebuild-part";
+
+/// Why the data were not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// A person, or the end of the conversation.
+    #[error("stopped by a signal; the old data are in place")]
+    Cancelled,
+    /// Another run.
+    #[error("another rebuild runs on this node (it holds {0})")]
+    Busy(PathBuf),
+    /// A program.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] PathError),
+    /// The primary or the local server.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    /// The toolkit's account.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The role lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The peer.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It does not answer.
+    #[error("{0} does not answer")]
+    Gone(String),
+    /// Too little space.
+    #[error(
+        "the copy takes about {needed} and {path} has {free} free; make room there (the old data are kept beside the new)"
+    )]
+    Space {
+        /// The parent of the data directory.
+        path: PathBuf,
+        /// For a person.
+        needed: String,
+        /// For a person.
+        free: String,
+    },
+    /// The data directory cannot change its place.
+    #[error(
+        "{0} is a mount point of its own, so it cannot change places with a copy: by hand, mariadb-backup into it"
+    )]
+    MountPoint(PathBuf),
+    /// The settings name another place.
+    #[error(
+        "the server's data are in {found}, but database.binlog_index in the settings is in {expected}; a rebuild needs both in one directory"
+    )]
+    Elsewhere {
+        /// `@@datadir`
+        found: PathBuf,
+        /// By the settings.
+        expected: PathBuf,
+    },
+    /// mariadb-backup did not say what the copy contains.
+    #[error("the copy has no position in the binlog ({0})")]
+    NoPosition(PathBuf),
+    /// The new server is not where it should be.
+    #[error(
+        "the new server has position {found} where {expected} was set; it does not replicate. The old data are in {kept}"
+    )]
+    WrongPosition {
+        /// Read back.
+        found: String,
+        /// Set.
+        expected: String,
+        /// The old data.
+        kept: PathBuf,
+    },
+}
+
+/// The place of the data, and of what takes it.
+struct Place {
+    data: PathBuf,
+    part: PathBuf,
+}
+
+impl Place {
+    fn of(settings: &Settings) -> Self {
+        let index = &settings.database.binlog_index;
+        let data = index.parent().unwrap_or(Path::new("/")).to_owned();
+        let part = sibling(&data, PART);
+        Self { data, part }
+    }
+}
+
+fn sibling(data: &Path, word: &str) -> PathBuf {
+    let mut name = data.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{word}"));
+    data.with_file_name(name)
+}
+
+/// On the primary: prints a copy of its database.
+pub fn print_backup(settings: &Settings) -> Result<(), RebuildError> {
+    let credentials = Credentials::write(settings, "backup")?;
+    let copied = credentials
+        .beside_server("mariadb-backup")
+        .args(["--backup", "--stream=mbstream"])
+        .arg("--target-dir")
+        .arg(settings.paths.run.join("backup"))
+        // Ends by itself once nobody reads it.
+        .run_passing_on(|| true)?;
+    match copied {
+        Some(0) => Ok(()),
+        code => Err(ProcessError::Failed {
+            command: "mariadb-backup".to_owned(),
+            end: code.map_or_else(|| "a signal".to_owned(), |code| format!("exit {code}")),
+            stderr: "see above".to_owned(),
+        }
+        .into()),
+    }
+}
+
+/// The steps, for a person who wants to know before.
+pub fn steps(settings: &Settings, primary: &Node) -> Vec<String> {
+    let Place { data, part } = Place::of(settings);
+    let (data, part) = (data.display(), part.display());
+    vec![
+        format!("fetch a copy of {}: mariadb-backup there, mbstream into {part} here", primary.name),
+        format!("make it consistent: mariadb-backup --prepare --target-dir={part}"),
+        "give it its place in the history: a mariadbd without network on it, RESET MASTER, gtid_binlog_state, gtid_slave_pos".to_owned(),
+        format!("systemctl stop {}; {data} and {part} change places; the old data stay beside it; start", settings.database.unit),
+        format!("replicate from {}", primary.name),
+    ]
+}
+
+/// Replaces this node's data by a copy of the primary's and lets it replicate; gives the place of the old
+/// data. The role lock is taken for the change of places only.
+pub fn rebuild(
+    settings: &Settings,
+    primary: &Node,
+    cancel: &Cancel,
+    say: &dyn Fn(&str),
+) -> Result<PathBuf, RebuildError> {
+    let lock = settings.paths.run.join("rebuild.lock");
+    let _lock = exclusive(&lock, Duration::ZERO)
+        .map_err(at(&lock))?
+        .ok_or(RebuildError::Busy(lock))?;
+    let place = Place::of(settings);
+    check_place(settings, &place)?;
+    let address = observe::reachable(settings, primary, settings.database.port)
+        .ok_or_else(|| RebuildError::Gone(primary.name.clone()))?;
+    let mut source = Session::connect(
+        settings,
+        Target::Peer(address),
+        settings.role.answer_timeout,
+    )?;
+    let needed = size(&mut source)?;
+    check_space(&place, needed)?;
+    // Of an earlier run that died.
+    clear(&place.part)?;
+    let fetched = fetch(settings, primary, &mut source, &place, needed, cancel, say);
+    let history = match fetched {
+        Ok(history) => history,
+        Err(error) => {
+            clear(&place.part)?;
+            return Err(error);
+        }
+    };
+    change_places(settings, primary, &place, &history, say)
+}
+
+fn check_place(settings: &Settings, place: &Place) -> Result<(), RebuildError> {
+    if let Ok(mut session) = Session::connect(settings, Target::Local, settings.checks.deadline) {
+        let found: String = session.row("SELECT @@datadir")?;
+        let found = PathBuf::from(found.trim_end_matches('/'));
+        if found != place.data {
+            let expected = place.data.clone();
+            return Err(RebuildError::Elsewhere { found, expected });
+        }
+    }
+    let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).map_err(at(path));
+    let parent = place.data.parent().unwrap_or(Path::new("/"));
+    if device(&place.data)? == device(parent)? {
+        return Ok(());
+    }
+    Err(RebuildError::MountPoint(place.data.clone()))
+}
+
+/// About what the copy takes, in bytes.
+fn size(source: &mut Session) -> Result<u64, SqlError> {
+    source.row(
+        "SELECT CAST(COALESCE(SUM(ALLOCATED_SIZE), 0) + @@innodb_log_file_size AS UNSIGNED) \
+         FROM information_schema.INNODB_SYS_TABLESPACES",
+    )
+}
+
+fn check_space(place: &Place, needed: u64) -> Result<(), RebuildError> {
+    let path = place.data.parent().unwrap_or(Path::new("/"));
+    let space = statvfs(path).map_err(|errno| at(path)(errno.into()))?;
+    let free = space.f_bavail * space.f_frsize;
+    if free >= needed + SPARE {
+        return Ok(());
+    }
+    Err(RebuildError::Space {
+        path: path.to_owned(),
+        needed: mebibytes(needed + SPARE),
+        free: mebibytes(free),
+    })
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1024 * 1024))
+}
+
+fn clear(part: &Path) -> Result<(), PathError> {
+    match fs::remove_dir_all(part) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(part)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Brings a whole, consistent copy that knows its place in the history; gives that place.
+fn fetch(
+    settings: &Settings,
+    primary: &Node,
+    source: &mut Session,
+    place: &Place,
+    needed: u64,
+    cancel: &Cancel,
+    say: &dyn Fn(&str),
+) -> Result<History, RebuildError> {
+    let address = observe::reachable(settings, primary, settings.peer.port)
+        .ok_or_else(|| RebuildError::Gone(primary.name.clone()))?;
+    // Of the other servers nothing is added while the primary is the only one that writes; its own number
+    // is the copy's.
+    let state = gtids(source, "SELECT @@gtid_binlog_state")?;
+    fs::create_dir(&place.part).map_err(at(&place.part))?;
+    let start = Instant::now();
+    let mut told = None::<Instant>;
+    let mut received = 0;
+    let unpack = Program::new("mbstream").args(["-x", "-C"]).arg(&place.part);
+    let copied = ssh(settings, address)
+        .arg(COMMAND)
+        .pipe_into(&unpack, |bytes| {
+            received = bytes;
+            if told.is_none_or(|at| at.elapsed() >= TELL) {
+                told = Some(Instant::now());
+                say(&progress(bytes, needed, start.elapsed()));
+            }
+            !cancel.asked()
+        });
+    match copied {
+        Err(ProcessError::Stopped { .. }) => return Err(RebuildError::Cancelled),
+        copied => copied?,
+    }
+    say(&format!(
+        "the copy is here: {} in {:.1?}; it is made consistent",
+        mebibytes(received),
+        start.elapsed()
+    ));
+    Program::new("mariadb-backup")
+        .arg("--prepare")
+        .arg(format!("--target-dir={}", place.part.display()))
+        .deadline(PREPARE)
+        .run()?
+        .success()?;
+    if cancel.asked() {
+        return Err(RebuildError::Cancelled);
+    }
+    let history = History {
+        position: position(&place.part)?,
+        state,
+    };
+    keep_marks(place)?;
+    give_place(settings, place, &history)?;
+    Ok(history)
+}
+
+fn progress(bytes: u64, needed: u64, since: Duration) -> String {
+    let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = (bytes / milliseconds).max(1) * 1000;
+    let left = if bytes > 0 && needed > bytes {
+        format!(", about {} s left", (needed - bytes).div_ceil(rate))
+    } else {
+        String::new()
+    };
+    format!(
+        "fetching the copy: {} of about {}, {}/s{left}",
+        mebibytes(bytes),
+        mebibytes(needed),
+        mebibytes(rate)
+    )
+}
+
+/// The copy's place in the replication's history.
+struct History {
+    /// What is in it.
+    position: GtidSet,
+    /// What the primary had at the beginning, of every server.
+    state: GtidSet,
+}
+
+impl History {
+    fn whole(&self) -> GtidSet {
+        self.state.union(&self.position)
+    }
+}
+
+/// The third word of the file; `gtid_slave_pos` in the copied tables can be older.
+fn position(part: &Path) -> Result<GtidSet, RebuildError> {
+    let none = || RebuildError::NoPosition(part.to_owned());
+    let text = POSITION_FILES
+        .iter()
+        .find_map(|name| fs::read_to_string(part.join(name)).ok())
+        .ok_or_else(none)?;
+    let position: GtidSet = text
+        .split_whitespace()
+        .nth(2)
+        .and_then(|gtids| gtids.parse().ok())
+        .ok_or_else(none)?;
+    if position.is_empty() {
+        return Err(none());
+    }
+    Ok(position)
+}
+
+/// Small files by which a distribution knows that a data directory is its own and up to date.
+fn keep_marks(place: &Place) -> Result<(), RebuildError> {
+    for entry in fs::read_dir(&place.data).map_err(at(&place.data))? {
+        let entry = entry.map_err(at(&place.data))?;
+        let name = entry.file_name();
+        let text = name.to_string_lossy();
+        if text.ends_with(".flag") || text.ends_with("_upgrade_info") {
+            let new = place.part.join(&name);
+            fs::copy(entry.path(), &new).map_err(at(&new))?;
+        }
+    }
+    for (program, words) in [("chown", &["-R"][..]), ("chmod", &[])] {
+        Program::new(program)
+            .args(words)
+            .arg(format!("--reference={}", place.data.display()))
+            .arg(&place.part)
+            .deadline(SERVER)
+            .run()?
+            .success()?;
+    }
+    Ok(())
+}
+
+/// A server that nobody can reach starts on the copy, sets its history, and ends.
+fn give_place(settings: &Settings, place: &Place, history: &History) -> Result<(), RebuildError> {
+    let part = &place.part;
+    let statements = part.join("history.sql");
+    let whole = history.whole();
+    fs::write(
+        &statements,
+        format!(
+            "RESET MASTER;\nSET GLOBAL gtid_binlog_state = {};\nSET GLOBAL gtid_slave_pos = {};\nSHUTDOWN;\n",
+            statements::quote(&whole.to_string()),
+            statements::quote(&history.position.to_string()),
+        ),
+    )
+    .map_err(at(&statements))?;
+    let binlog = settings.database.binlog_index.with_extension("");
+    let binlog = binlog.file_name().unwrap_or_default().to_string_lossy();
+    Program::new("mariadbd")
+        .arg("--user=mysql")
+        .arg(format!("--datadir={}", part.display()))
+        .arg(format!("--socket={}", part.join("rebuild.sock").display()))
+        .arg(format!("--pid-file={}", part.join("rebuild.pid").display()))
+        .args([
+            "--skip-networking",
+            "--skip-log-error",
+            "--skip-slave-start",
+            "--read-only=1",
+        ])
+        .args([
+            "--rpl-semi-sync-master-enabled=OFF",
+            "--rpl-semi-sync-slave-enabled=OFF",
+        ])
+        // Relative: the index must be right in the directory's later place, too.
+        .arg(format!("--log-bin={binlog}"))
+        .args(["--relay-log=relaylog", "--relay-log-index=relaylog.index"])
+        .arg(format!("--init-file={}", statements.display()))
+        .deadline(SERVER)
+        .run()?
+        .success()?;
+    fs::remove_file(&statements).map_err(at(&statements))?;
+    Ok(())
+}
+
+fn change_places(
+    settings: &Settings,
+    primary: &Node,
+    place: &Place,
+    history: &History,
+    say: &dyn Fn(&str),
+) -> Result<PathBuf, RebuildError> {
+    let _lock = RoleLock::take(settings, Duration::from_secs(5))?;
+    let unit = &settings.database.unit;
+    let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    let kept = sibling(&place.data, &format!("before-{stamp}"));
+    systemctl(&["stop", unit])?;
+    // Under its last name before the exchange: whatever dies now, no run takes the old data for a part.
+    let swapped = fs::rename(&place.part, &kept)
+        .map_err(at(&place.part))
+        .and_then(|()| {
+            renameat_with(CWD, &place.data, CWD, &kept, RenameFlags::EXCHANGE)
+                .map_err(|errno| at(&place.data)(errno.into()))
+        });
+    // Whichever it is now.
+    systemctl(&["start", unit])?;
+    swapped?;
+    say(&format!(
+        "the copy is in place and the database started; the old data are in {}",
+        kept.display()
+    ));
+    let mut session = Session::connect(settings, Target::Local, settings.role.answer_timeout)?;
+    let found = gtids(&mut session, "SELECT @@gtid_slave_pos")?;
+    if found != history.position {
+        return Err(RebuildError::WrongPosition {
+            found: found.to_string(),
+            expected: history.position.to_string(),
+            kept,
+        });
+    }
+    statements::demote(&mut session, settings, primary)?;
+    Ok(kept)
+}
+
+fn gtids(session: &mut Session, statement: &str) -> Result<GtidSet, SqlError> {
+    let answer: String = session.row(statement)?;
+    answer.parse().map_err(|_| SqlError::Answer {
+        statement: statement.to_owned(),
+        answer,
+        expected: "a list of GTIDs",
+    })
+}
+
+fn systemctl(words: &[&str]) -> Result<(), RebuildError> {
+    Program::new("systemctl")
+        .args(words)
+        .deadline(SERVER)
+        .run()?
+        .success()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn the_position_is_the_third_word_and_never_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(POSITION_FILES[0]);
+        assert!(position(directory.path()).is_err());
+        for bad in ["", "binlog.000001\t1198863", "binlog.000001\t1198863\tx"] {
+            fs::write(&file, bad).unwrap();
+            assert!(position(directory.path()).is_err(), "{bad}");
+        }
+        fs::write(&file, "binlog.000001\t1198863\t0-1-2976\n").unwrap();
+        let position = position(directory.path()).unwrap();
+        let state = "0-1-2970,0-2-60".parse().unwrap();
+        let whole = History { position, state }.whole();
+        assert_eq!(whole.to_string(), "0-1-2976,0-2-60");
+    }
+
+    #[test]
+    fn the_old_data_keep_a_name_beside_the_new() {
+        assert_eq!(
+            sibling(Path::new("/var/lib/mysql"), "before-x"),
+            Path::new("/var/lib/mysql.before-x")
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! Keepalived's own word on its state. It writes it down when asked by a signal (keepalived(8), SIGUSR1).
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::host::keepalived_process;
+use crate::uptime_seconds;
+
+/// Where it writes to.
+const DUMP: &str = "/tmp/keepalived.data";
+/// It does so when it comes to it.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// More than its dump of a hundred instances.
+const LARGEST: u64 = 1024 * 1024;
+
+/// The state of a VRRP instance, as its dump names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VrrpState {
+    /// Not decided yet.
+    Init,
+    /// Ready to take the VIP.
+    Backup,
+    /// It has the VIP.
+    Master,
+    /// A check or an interface keeps it from taking part.
+    Fault,
+}
+
+/// What Keepalived says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vrrp {
+    /// The instance's state.
+    pub state: VrrpState,
+    /// Until then it takes no VIP, whatever its state: what is left of `vrrp_startup_delay`.
+    pub startup_left: Duration,
+}
+
+/// Asks Keepalived. None when it does not run, or its answer cannot be had or read: some installations give it
+/// a /tmp of its own.
+pub fn vrrp(instance: &str) -> Option<Vrrp> {
+    let pid = keepalived_process()?;
+    let before = written();
+    kill_process(Pid::from_raw(i32::try_from(pid).ok()?)?, Signal::USR1).ok()?;
+    let start = Instant::now();
+    loop {
+        // Read while it is being written it has no state yet.
+        if written() != before
+            && let Some((state, delay)) = dump().and_then(|text| parse(&text, instance))
+        {
+            return Some(Vrrp {
+                state,
+                startup_left: delay.saturating_sub(age(pid)?),
+            });
+        }
+        if start.elapsed() > PATIENCE {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn written() -> Option<SystemTime> {
+    fs::symlink_metadata(DUMP).ok()?.modified().ok()
+}
+
+/// Everybody may put a file into /tmp: only root's is believed.
+fn dump() -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(open(DUMP, flags, Mode::empty()).ok()?);
+    let about = file.metadata().ok()?;
+    if !about.is_file() || about.uid() != 0 {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(LARGEST).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn parse(text: &str, instance: &str) -> Option<(VrrpState, Duration)> {
+    let value = |line: &str, key: &str| {
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == key).then(|| value.trim().to_owned())
+    };
+    let delay = text
+        .lines()
+        .find_map(|line| value(line, "vrrp_startup_delay")?.parse::<f64>().ok())
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .unwrap_or_default();
+    let state = text
+        .lines()
+        .skip_while(|line| value(line, "VRRP Instance").as_deref() != Some(instance))
+        .find_map(|line| value(line, "State"))?;
+    let state = match state.as_str() {
+        "INIT" => VrrpState::Init,
+        "BACKUP" => VrrpState::Backup,
+        "MASTER" => VrrpState::Master,
+        "FAULT" => VrrpState::Fault,
+        _ => return None,
+    };
+    Some((state, delay))
+}
+
+/// How long a process has lived: its start is the 22nd field of its stat, the 20th behind its name, in ticks
+/// since the boot.
+fn age(pid: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    let ticks: u32 = stat
+        .rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()?;
+    let a_second = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+    let started = f64::from(ticks) / f64::from(a_second);
+    Duration::try_from_secs_f64((uptime_seconds() - started).max(0.0)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    /// Written by Keepalived 2.2.7, shortened.
+    const DUMPED: &str = " Min auto priority delay = 1000000 usecs\n vrrp_startup_delay = 5\n\
+        ------< VRRP Topology >------\n VRRP Instance = VI_0\n   State = FAULT\n VRRP Instance = VI_1\n\
+          VRRP Version = 3\n   State = BACKUP\n   Wantstate = BACKUP\n";
+
+    #[test]
+    fn the_state_is_that_of_the_instance() {
+        let five = Duration::from_secs(5);
+        assert_eq!(parse(DUMPED, "VI_1"), Some((VrrpState::Backup, five)));
+        assert_eq!(parse(DUMPED, "VI_0"), Some((VrrpState::Fault, five)));
+        assert_eq!(parse(DUMPED, "VI_2"), None);
+        let half = &DUMPED[..DUMPED.find("State = BACKUP").unwrap()];
+        assert_eq!(parse(half, "VI_1"), None);
+    }
+
+    #[test]
+    fn a_process_knows_its_age() {
+        let age = age(std::process::id()).unwrap();
+        assert!(age < Duration::from_secs(3600), "{age:?}");
+    }
+}
