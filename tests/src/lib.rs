@@ -3,6 +3,7 @@
 //! Used by the cluster tests, by `scripts/lab` and by the demo. It ends only what it started.
 
 pub mod bench;
+pub mod browser;
 mod cluster;
 pub mod demo;
 pub mod event;
@@ -13,6 +14,8 @@ mod network;
 mod node;
 mod provision;
 pub mod tree;
+pub mod web;
+pub mod web_load;
 pub mod writer;
 
 use std::path::PathBuf;

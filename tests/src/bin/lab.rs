@@ -97,6 +97,19 @@ enum Verb {
         #[arg(long)]
         first: u64,
     },
+    #[command(hide = true)]
+    WebLoad {
+        #[arg(long)]
+        uploaders: u32,
+        #[arg(long)]
+        users_a_second: u32,
+        #[arg(long)]
+        cookie: String,
+        #[arg(long)]
+        csrf: String,
+    },
+    /// Put the web application on the nodes, and print its login
+    WebApp,
 }
 
 #[expect(
@@ -151,6 +164,26 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
         Verb::Messenger => lab::messenger::run().map(nothing),
+        Verb::WebLoad {
+            uploaders,
+            users_a_second,
+            cookie,
+            csrf,
+        } => {
+            lab::web_load::run(uploaders, users_a_second, cookie, csrf);
+            Ok((String::new(), 0))
+        }
+        Verb::WebApp => {
+            let writable = lab.roles()?.writable;
+            let primary = writable
+                .first()
+                .ok_or_else(|| LabError::Unfit("no node is writable".to_owned()))?;
+            let account = lab::web::deploy(*primary)?;
+            Ok((
+                format!("http://{}/ {} {}", lab::VIP, account.name, account.password),
+                0,
+            ))
+        }
         Verb::Writer { writers, first } => {
             lab::writer::run(writers, first);
             Ok((String::new(), 0))
