@@ -115,6 +115,9 @@ fn the_primary_comes_back_under_a_writing_client() {
     for part in ["SET GLOBAL read_only = 0", "undone by: peer: UNLOCK TABLES"] {
         assert!(planned.contains(part), "{planned}");
     }
+    // With --force, too, a living primary is frozen and caught up with: a fence would lose its last writes.
+    let forced = ends_with(&lab, Node1, &[PROMOTE, "--dry-run", "--force"], 0);
+    assert!(forced.contains("FLUSH TABLES WITH READ LOCK"), "{forced}");
     assert_eq!(
         lab.roles().unwrap().writable,
         [Node2],
@@ -182,7 +185,7 @@ fn there_and_back_five_times_under_load() {
     )
     .unwrap();
     // More of them write faster than the standby's one applying thread can follow here.
-    let writer = start_writer(&lab, 2);
+    let writer = start_writer(&lab, 8);
     let stop = Arc::new(AtomicBool::new(false));
     let administrator = administrator(&lab, &stop);
     let mut began = Vec::new();
@@ -202,7 +205,7 @@ fn there_and_back_five_times_under_load() {
         .map(|(from, to)| format!("{:.2}", report.longest_gap_within(*from, *to)))
         .collect();
     println!(
-        "six in a row, 2 writers: {} s without a write, {} acknowledged, {} by the administrator",
+        "six in a row, 8 writers: {} s without a write, {} acknowledged, {} by the administrator",
         gaps.join(", "),
         report.rows.len(),
         typed.len()
@@ -584,4 +587,137 @@ fn what_cannot_be_taken_back_needs_a_copy_of_the_primary() {
         )
         .unwrap();
     assert!(kept.status.success(), "{}", said(&kept));
+}
+
+/// keepalived.conf in the shape of the original: weights, nopreempt on node1 only, slow checks, no track file.
+fn original_configuration(node: NodeName) -> String {
+    let (priority, preempt) = match node {
+        Node1 => (100, "nopreempt"),
+        Node2 => (90, ""),
+    };
+    let checks = [
+        ("check_apache2", 30),
+        ("check_mariadb", 20),
+        ("check_mariadb_master", 30),
+        ("check_sync_realtime", 15),
+        ("check_inotifywait", 15),
+    ];
+    let mut text = String::from(
+        "global_defs {\n    router_id original\n    script_user root\n    enable_script_security\n}\n",
+    );
+    for (name, weight) in checks {
+        write!(
+            text,
+            "vrrp_script {name} {{\n    script \"/etc/keepalived/checks/{name}.sh\"\n    interval 5\n    fall 3\n    \
+             rise 2\n    weight -{weight}\n}}\n"
+        )
+        .unwrap();
+    }
+    let names = checks.map(|(name, _)| name).join("\n        ");
+    let (front, peer) = (node.front(), node.other().front());
+    write!(
+        text,
+        "vrrp_instance VI_1 {{\n    state BACKUP\n    interface enp0s9\n    virtual_router_id 51\n    priority {priority}\n    \
+         {preempt}\n    advert_int 1\n    unicast_src_ip {front}\n    unicast_peer {{\n        {peer}\n    }}\n    \
+         virtual_ipaddress {{\n        {VIP}/24\n    }}\n    track_script {{\n        {names}\n    }}\n    \
+         notify \"/etc/keepalived/notify.sh\"\n}}\n"
+    )
+    .unwrap();
+    text
+}
+
+/// Puts a keepalived.conf in place on both nodes and starts Keepalived anew; the VIP stays on node1.
+fn configure_keepalived(lab: &Lab, text: impl Fn(NodeName) -> String) {
+    ends_with(lab, Node2, &["systemctl", "stop", "keepalived"], 0);
+    for node in NodeName::ALL {
+        std::fs::write(
+            node.root().join("etc/keepalived/keepalived.conf"),
+            text(node),
+        )
+        .unwrap();
+    }
+    ends_with(lab, Node1, &["systemctl", "restart", "keepalived"], 0);
+    wait_until("the VIP on node1", LIMIT, || {
+        let vip = lab.roles()?.vip;
+        Ok(if vip == [Node1] {
+            Ok(())
+        } else {
+            Err(format!("{vip:?}"))
+        })
+    })
+    .unwrap();
+    ends_with(lab, Node2, &["systemctl", "start", "keepalived"], 0);
+    lab.settled(Node1, LIMIT).unwrap();
+}
+
+fn link_legacy(option: &str) {
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let binaries = std::path::Path::new(env!("CARGO_BIN_EXE_lab"))
+        .parent()
+        .unwrap();
+    for node in NodeName::ALL {
+        let output = Command::new(repository.join("scripts/install"))
+            .arg("--destdir")
+            .arg(node.root())
+            .arg("--build-dir")
+            .arg(binaries)
+            .arg(option)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn with_the_original_keepalived_conf_nothing_is_lost() {
+    let (_one_at_a_time, lab) = whole_lab();
+    let ours: Vec<String> = NodeName::ALL
+        .iter()
+        .map(|node| {
+            std::fs::read_to_string(node.root().join("etc/keepalived/keepalived.conf")).unwrap()
+        })
+        .collect();
+    link_legacy("--link-legacy");
+    configure_keepalived(&lab, original_configuration);
+    let writer = start_writer(&lab, 1);
+    let struck = now();
+    lab.power_off(Node1).unwrap();
+    wait_until("the other node", LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(if roles.vip == [Node2] && roles.writable == [Node2] {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}"))
+        })
+    })
+    .unwrap();
+    await_rows(&writer, 100);
+    let taken_over = now();
+    lab.power_on(Node1).unwrap();
+    lab.settled(Node2, LIMIT).unwrap();
+    // Typed as it was before.
+    let returned = now();
+    ends_with(
+        &lab,
+        Node1,
+        &["/etc/keepalived/bin/failback-to-node1.sh"],
+        0,
+    );
+    lab.settled(Node1, LIMIT).unwrap();
+    await_rows(&writer, 100);
+    let report = writer.stop().unwrap();
+    println!(
+        "with the original keepalived.conf: failover {:.2} s, failback {:.2} s without a write",
+        report.longest_gap_within(struck, taken_over),
+        report.longest_gap(returned)
+    );
+    assert_whole(&lab, &report, Node1);
+    link_legacy("--unlink-legacy");
+    configure_keepalived(&lab, |node| ours[usize::from(node == Node2)].clone());
+    lab.past_startup_delay(Node1).unwrap();
+    lab.past_startup_delay(Node2).unwrap();
 }

@@ -17,7 +17,7 @@ use crate::diverged::{self, DivergedError, Settled};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look, look_unless};
 use crate::promote::{PromoteError, carry_out};
-use crate::{node_role, replicas, statements, takeover, tell, track};
+use crate::{node_role, relay_log, replicas, statements, takeover, tell, track};
 
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
@@ -126,6 +126,7 @@ fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditE
         let decision = decide(&glance.seen, policy(settings));
         if let Decision::Stay(_) | Decision::Wait(_) = decision {
             refresh_role(settings, &glance);
+            relay_log::pace(settings, &mut glance)?;
             settle(settings, &mut glance, &decision, None)?;
             return Ok(automatic::consider(settings, &glance)?);
         }
@@ -295,7 +296,7 @@ fn settle_divergence(
             return Ok(None);
         }
         Ok(Settled::NeedsRebuild { why, report }) => diverged::needs_rebuild(from, &why, &report),
-        Err(error @ DivergedError::Purged { .. }) => error.to_string(),
+        Err(error @ (DivergedError::Purged { .. } | DivergedError::Binlog(_))) => error.to_string(),
         Err(error) => return Err(error.into()),
     };
     if settings.failback.rebuild_automatic {

@@ -49,7 +49,8 @@ const VERIFY: Duration = Duration::from_secs(20);
 struct Arguments {
     #[command(flatten)]
     common: Common,
-    /// The node that is to become the primary [default: the preferred one of the settings]
+    /// The node that is to become the primary [default: the preferred one of the settings], or with
+    /// --rejoin-only a replica [default: this one]
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
     #[command(flatten)]
@@ -98,7 +99,12 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    let target = arguments.to.as_ref().unwrap_or(&settings.cluster.preferred);
+    let usual = if arguments.options.rejoin_only {
+        &settings.local().name
+    } else {
+        &settings.cluster.preferred
+    };
+    let target = arguments.to.as_ref().unwrap_or(usual);
     let Some(node) = takeover::node(&settings, target) else {
         let known: Vec<&str> = settings.nodes.iter().map(|n| n.name.as_str()).collect();
         log::error!(
@@ -146,6 +152,7 @@ fn there(settings: &Settings, node: &Node, options: &Options, cancel: &Cancel) -
         (options.dry_run, " --dry-run"),
         (options.rejoin_only, " --rejoin-only"),
         (options.rebuild, " --rebuild"),
+        (options.automatic, " --automatic"),
         (options.json, " --json"),
     ] {
         if on {
@@ -460,7 +467,7 @@ impl Failback<'_> {
                             next: NEXT.to_owned(),
                         }));
                     }
-                    Err(error @ DivergedError::Purged { .. }) => {
+                    Err(error @ (DivergedError::Purged { .. } | DivergedError::Binlog(_))) => {
                         return Ok(Err(FailbackError::Refused {
                             why: error.to_string(),
                             next: NEXT.to_owned(),

@@ -29,6 +29,7 @@ pub mod peer;
 mod preflight;
 pub mod promote;
 mod rebuild;
+mod relay_log;
 mod replicas;
 mod sql_client;
 mod statements;

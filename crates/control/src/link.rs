@@ -227,6 +227,11 @@ impl Link {
         self.done(&Request::Standby { on }, Duration::ZERO)
     }
 
+    /// The peer's Keepalived begins anew, and leaves the VIP for that.
+    pub fn restart_keepalived(&mut self) -> Result<(), LinkError> {
+        self.done(&Request::RestartKeepalived {}, Duration::ZERO)
+    }
+
     fn done(&mut self, request: &Request, extra: Duration) -> Result<(), LinkError> {
         match self.ask(request, extra)? {
             Response::Done {} => Ok(()),

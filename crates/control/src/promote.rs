@@ -172,9 +172,9 @@ pub fn promote(
         {
             return Ok(Promoted::Already);
         }
-        Decision::Refuse { .. } if limits.force || limits.accept_loss => PromotionKind::TakeOver,
         Decision::Refuse { why, next } => {
-            // A living primary that holds the VIP is exactly what a person's switch-over starts from.
+            // A living primary that holds the VIP is exactly what a person's switch-over starts from; with
+            // --force, too: to take over from it would lose what it has acknowledged and not sent yet.
             match seen
                 .seen
                 .peers
@@ -184,6 +184,7 @@ pub fn promote(
                 Some(primary) => PromotionKind::SwitchOver {
                     from: primary.name.clone(),
                 },
+                None if limits.force || limits.accept_loss => PromotionKind::TakeOver,
                 None => {
                     return Err(PromoteError::Decided {
                         why: why.to_owned(),

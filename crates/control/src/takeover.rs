@@ -19,7 +19,9 @@ use crate::look::Look;
 use crate::{node_role, statements, tell, track};
 
 /// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
-const VIP_PATIENCE: Duration = Duration::from_secs(3);
+const VIP_PATIENCE: Duration = Duration::from_secs(4);
+/// After this time the old node's Keepalived does not heed its track file, and is restarted.
+const TRACK_FILE_PATIENCE: Duration = Duration::from_secs(1);
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -477,13 +479,20 @@ impl Execution<'_> {
         Ok(self.local()?.execute("RESET SLAVE ALL")?)
     }
 
-    /// The old primary leaves the VIP by its standby file, and its audit takes part again once it stands by.
+    /// The old primary leaves the VIP by its standby file, and its audit takes part again once it stands by. A
+    /// keepalived.conf without that track file, as the original's, leaves it at a restart only.
     /// The role locks are held meanwhile, or that audit would switch back. A VIP that does not come stops
     /// nothing: the database is open here, and the audits bring the two together.
     fn fetch_vip(&mut self, peer: &str) -> Result<(), StepError> {
         self.link(peer)?.standby(true)?;
         let start = Instant::now();
+        let mut restarted = false;
         while !observe::vip_present(self.settings) {
+            if !restarted && start.elapsed() > TRACK_FILE_PATIENCE {
+                log::info!("{peer} keeps the VIP: its Keepalived is restarted");
+                self.link(peer)?.restart_keepalived()?;
+                restarted = true;
+            }
             if start.elapsed() > VIP_PATIENCE {
                 let text = format!(
                     "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
@@ -504,6 +513,9 @@ impl Execution<'_> {
         statements::end_clients(session, settings)?;
         session.execute("UNLOCK TABLES")?;
         statements::demote(session, settings, settings.local())?;
+        // At once, and not at the audit's next tick: until then nothing slows busy clients down to what the
+        // new replica can take, and it might never catch up. It connects within milliseconds.
+        statements::set_semi_sync(self.local()?, settings, true)?;
         // It follows now; the note that it gave the right to write away has done its work.
         self.link(peer)?.grant(None)?;
         Ok(())

@@ -255,7 +255,7 @@ fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decisi
             },
             None => Decision::Refuse {
                 why: "the primary answers over SQL, but its forced command does not, so nobody can tell whether it holds the VIP",
-                next: "repair ssh between the nodes (doctor), then: promote",
+                next: "repair ssh between the nodes, then: promote",
             },
         };
     }

@@ -410,7 +410,7 @@ fn take_over(
             seen: epoch_seen,
         });
     }
-    let accepted_loss = take_over_checks(seen, me, limits)?;
+    let mut accepted_loss = take_over_checks(seen, me, limits)?;
     for peer in &seen.peers {
         match &peer.contact {
             Contact::Silent => {}
@@ -428,10 +428,16 @@ fn take_over(
     if let Some(channel) = me.channels.first()
         && me.unapplied()
     {
-        if !channel.sql_running && channel.io == crate::IoThread::Stopped && !limits.accept_loss {
+        // Started again now, the applying thread would throw the relay log away, or stop at its error.
+        let both_stopped = !channel.sql_running && channel.io == crate::IoThread::Stopped;
+        if both_stopped && !limits.accept_loss {
             return Err(Refusal::BothThreadsStopped);
         }
-        steps.push(Step::Drain);
+        if both_stopped || channel.sql_errno != 0 {
+            accepted_loss += me.history().transactions_behind(&me.holdings());
+        } else {
+            steps.push(Step::Drain);
+        }
     }
     for peer in &seen.peers {
         if harvestable(&peer.contact) {

@@ -287,6 +287,18 @@ fn received_events_are_drained_and_missing_ones_are_refused() {
     };
     let plan = plan_promotion(&look, PromotionKind::TakeOver, accepted).unwrap();
     assert_eq!(plan.accepted_loss, 2);
+    // Both threads stopped: to start the applying one would throw away what it has not applied.
+    let mut stopped = server(false, 5, "there", "0-2-9");
+    stopped.channels = vec![Channel {
+        io: IoThread::Stopped,
+        sql_running: false,
+        ..channel("0-2-10")
+    }];
+    let both = seen(here(true, answering(stopped)), Contact::Silent);
+    assert!(plan_promotion(&both, PromotionKind::TakeOver, LIMITS).is_err());
+    let plan = plan_promotion(&both, PromotionKind::TakeOver, accepted).unwrap();
+    assert!(!plan.steps.contains(&Step::Drain), "{:?}", plan.steps);
+    assert_eq!(plan.accepted_loss, 1);
     // A primary that waited for its replica acknowledged nothing that is missing here.
     look.peers[0].last_primary = Some(last(true));
     assert!(plan_promotion(&look, PromotionKind::TakeOver, LIMITS).is_ok());
