@@ -19,9 +19,11 @@ use crate::look::Look;
 use crate::{node_role, statements, tell, track};
 
 /// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
-const VIP_PATIENCE: Duration = Duration::from_secs(4);
+const VIP_PATIENCE: Duration = Duration::from_secs(3);
 /// After this time the old node's Keepalived does not heed its track file, and is restarted.
 const TRACK_FILE_PATIENCE: Duration = Duration::from_secs(1);
+/// Before that the checks here must have seen the open database: the original's rise x interval is 10 s.
+const CHECKS_PATIENCE: Duration = Duration::from_secs(30);
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -480,30 +482,44 @@ impl Execution<'_> {
     }
 
     /// The old primary leaves the VIP by its standby file, and its audit takes part again once it stands by. A
-    /// keepalived.conf without that track file, as the original's, leaves it at a restart only.
-    /// The role locks are held meanwhile, or that audit would switch back. A VIP that does not come stops
-    /// nothing: the database is open here, and the audits bring the two together.
+    /// keepalived.conf without that track file, as the original's, leaves it at a restart only, and takes it
+    /// back soon while the checks here still cost priority. The role locks are held meanwhile, or that audit
+    /// would switch back. A VIP that does not come stops nothing: the database is open here, and the audits
+    /// bring the two together.
     fn fetch_vip(&mut self, peer: &str) -> Result<(), StepError> {
         self.link(peer)?.standby(true)?;
+        if self.vip_comes_within(TRACK_FILE_PATIENCE) {
+            return Ok(());
+        }
+        let instance = &self.settings.cluster.vrrp_instance;
         let start = Instant::now();
-        let mut restarted = false;
+        while observe::vrrp(instance).is_some_and(|vrrp| vrrp.handicap > 0)
+            && start.elapsed() < CHECKS_PATIENCE
+        {
+            // The interval between two questions; a check runs every few seconds.
+            thread::sleep(Duration::from_millis(200));
+        }
+        log::info!("{peer} keeps the VIP: its Keepalived is restarted");
+        self.link(peer)?.restart_keepalived()?;
+        if !self.vip_comes_within(VIP_PATIENCE) {
+            let text = format!(
+                "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
+            );
+            self.warn("vip-not-here", text);
+        }
+        Ok(())
+    }
+
+    fn vip_comes_within(&self, limit: Duration) -> bool {
+        let start = Instant::now();
         while !observe::vip_present(self.settings) {
-            if !restarted && start.elapsed() > TRACK_FILE_PATIENCE {
-                log::info!("{peer} keeps the VIP: its Keepalived is restarted");
-                self.link(peer)?.restart_keepalived()?;
-                restarted = true;
-            }
-            if start.elapsed() > VIP_PATIENCE {
-                let text = format!(
-                    "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
-                );
-                self.warn("vip-not-here", text);
-                return Ok(());
+            if start.elapsed() > limit {
+                return false;
             }
             // The interval between two looks at the interface.
             thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
+        true
     }
 
     fn demote(&mut self, peer: &str) -> Result<(), StepError> {

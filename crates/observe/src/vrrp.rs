@@ -39,6 +39,8 @@ pub struct Vrrp {
     pub state: VrrpState,
     /// Until then it takes no VIP, whatever its state: what is left of `vrrp_startup_delay`.
     pub startup_left: Duration,
+    /// What checks with weights have taken off the configured priority.
+    pub handicap: u32,
 }
 
 /// Asks Keepalived. None when it does not run, or its answer cannot be had or read: some installations give it
@@ -51,11 +53,12 @@ pub fn vrrp(instance: &str) -> Option<Vrrp> {
     loop {
         // Read while it is being written it has no state yet.
         if written() != before
-            && let Some((state, delay)) = dump().and_then(|text| parse(&text, instance))
+            && let Some(told) = dump().and_then(|text| parse(&text, instance))
         {
             return Some(Vrrp {
-                state,
-                startup_left: delay.saturating_sub(age(pid)?),
+                state: told.state,
+                startup_left: told.startup_delay.saturating_sub(age(pid)?),
+                handicap: told.priority.saturating_sub(told.effective_priority),
             });
         }
         if start.elapsed() > PATIENCE {
@@ -82,28 +85,42 @@ fn dump() -> Option<String> {
     Some(text)
 }
 
-fn parse(text: &str, instance: &str) -> Option<(VrrpState, Duration)> {
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    state: VrrpState,
+    startup_delay: Duration,
+    priority: u32,
+    effective_priority: u32,
+}
+
+fn parse(text: &str, instance: &str) -> Option<Told> {
     let value = |line: &str, key: &str| {
         let (name, value) = line.split_once('=')?;
         (name.trim() == key).then(|| value.trim().to_owned())
     };
-    let delay = text
+    let startup_delay = text
         .lines()
         .find_map(|line| value(line, "vrrp_startup_delay")?.parse::<f64>().ok())
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .unwrap_or_default();
-    let state = text
-        .lines()
-        .skip_while(|line| value(line, "VRRP Instance").as_deref() != Some(instance))
-        .find_map(|line| value(line, "State"))?;
-    let state = match state.as_str() {
+    let of_instance = |key: &str| {
+        text.lines()
+            .skip_while(|line| value(line, "VRRP Instance").as_deref() != Some(instance))
+            .find_map(|line| value(line, key))
+    };
+    let state = match of_instance("State")?.as_str() {
         "INIT" => VrrpState::Init,
         "BACKUP" => VrrpState::Backup,
         "MASTER" => VrrpState::Master,
         "FAULT" => VrrpState::Fault,
         _ => return None,
     };
-    Some((state, delay))
+    Some(Told {
+        state,
+        startup_delay,
+        priority: of_instance("Priority")?.parse().ok()?,
+        effective_priority: of_instance("Effective priority")?.parse().ok()?,
+    })
 }
 
 /// How long a process has lived: its start is the 22nd field of its stat, the 20th behind its name, in ticks
@@ -130,16 +147,26 @@ mod tests {
 
     /// Written by Keepalived 2.2.7, shortened.
     const DUMPED: &str = " Min auto priority delay = 1000000 usecs\n vrrp_startup_delay = 5\n\
-        ------< VRRP Topology >------\n VRRP Instance = VI_0\n   State = FAULT\n VRRP Instance = VI_1\n\
-          VRRP Version = 3\n   State = BACKUP\n   Wantstate = BACKUP\n";
+        ------< VRRP Topology >------\n VRRP Instance = VI_0\n   State = FAULT\n   Priority = 100\n   \
+        Effective priority = 0\n VRRP Instance = VI_1\n   VRRP Version = 3\n   State = BACKUP\n   \
+        Wantstate = BACKUP\n   Priority = 90\n   Effective priority = 60\n   Total priority = 60\n";
 
     #[test]
-    fn the_state_is_that_of_the_instance() {
-        let five = Duration::from_secs(5);
-        assert_eq!(parse(DUMPED, "VI_1"), Some((VrrpState::Backup, five)));
-        assert_eq!(parse(DUMPED, "VI_0"), Some((VrrpState::Fault, five)));
+    fn what_is_told_is_that_of_the_instance() {
+        let told = parse(DUMPED, "VI_1").unwrap();
+        assert_eq!(
+            told,
+            Told {
+                state: VrrpState::Backup,
+                startup_delay: Duration::from_secs(5),
+                priority: 90,
+                effective_priority: 60,
+            }
+        );
+        assert_eq!(parse(DUMPED, "VI_0").unwrap().state, VrrpState::Fault);
         assert_eq!(parse(DUMPED, "VI_2"), None);
-        let half = &DUMPED[..DUMPED.find("State = BACKUP").unwrap()];
+        // While it is being written.
+        let half = &DUMPED[..DUMPED.find("Total").unwrap() - 20];
         assert_eq!(parse(half, "VI_1"), None);
     }
 
