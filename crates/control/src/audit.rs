@@ -282,11 +282,7 @@ fn settle_divergence(
     else {
         return Err(AuditError::Gone("the primary is not in the settings"));
     };
-    let session = seen
-        .local
-        .as_mut()
-        .ok_or(AuditError::Gone("the local database went away"))?;
-    let why = match diverged::settle(settings, session, primary, server) {
+    let why = match diverged::settle(settings, primary, server) {
         Ok(Settled::TakenBack { report }) => {
             let text = format!(
                 "what {from} never had is taken back, see {}; replicates from {from}",
@@ -296,11 +292,15 @@ fn settle_divergence(
             return Ok(None);
         }
         Ok(Settled::NeedsRebuild { why, report }) => diverged::needs_rebuild(from, &why, &report),
-        Err(error @ (DivergedError::Purged { .. } | DivergedError::Binlog(_))) => error.to_string(),
+        Err(
+            error @ (DivergedError::Purged { .. }
+            | DivergedError::Binlog(_)
+            | DivergedError::Process(_)),
+        ) => error.to_string(),
         Err(error) => return Err(error.into()),
     };
     if settings.failback.rebuild_automatic {
-        automatic::start(automatic::REBUILD)?;
+        automatic::start_rebuild(settings)?;
         return Ok(Some(format!("{why}; a rebuild from {from} runs")));
     }
     Ok(Some(format!(

@@ -14,16 +14,28 @@ use crate::tell;
 /// Runs `failback`.
 const FAILBACK: &str = "keepalived-companion-failback.service";
 /// Runs `failback --rejoin-only --rebuild`.
-pub const REBUILD: &str = "keepalived-companion-rebuild.service";
+const REBUILD: &str = "keepalived-companion-rebuild.service";
 
 /// Asks systemd for a unit; one that runs already goes on.
-pub fn start(unit: &str) -> Result<(), ProcessError> {
+fn start(unit: &str) -> Result<(), ProcessError> {
     Program::new("systemctl")
         .args(["--no-block", "start", unit])
         .deadline(Duration::from_secs(3))
         .run()?
         .success()?;
     Ok(())
+}
+
+/// Starts a rebuild, and not again soon: each copies the whole primary.
+pub fn start_rebuild(settings: &Settings) -> Result<(), ProcessError> {
+    let file = settings.paths.run.join("rebuild-tried.json");
+    let now = uptime_seconds();
+    let tried = read_json::<f64>(&file).ok().flatten();
+    if tried.is_some_and(|tried| now - tried < settings.failback.stable.as_secs_f64()) {
+        return Ok(());
+    }
+    tell::write_json(&file, &now);
+    start(REBUILD)
 }
 
 /// Starts a failback once this node, the preferred one, has been a standby in order for long enough, within

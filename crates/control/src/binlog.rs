@@ -50,6 +50,8 @@ pub fn files(index: &Path) -> io::Result<Vec<PathBuf>> {
 pub struct Transaction {
     /// Its name.
     pub gtid: Gtid,
+    /// When, in seconds since 1970.
+    pub time: u32,
     /// Where its first event begins in its file.
     pub position: u64,
     /// It consists of row changes of transactional tables only, so it can be taken back.
@@ -120,9 +122,9 @@ fn scan(path: &Path, wanted: impl Fn(u8) -> bool) -> Result<Content, BinlogError
         if matches!(kind, GTID | GTID_LIST | TABLE_MAP) && body <= SMALL_EVENT {
             let mut bytes = vec![0; usize::try_from(body).unwrap_or_default()];
             input.read_exact(&mut bytes).map_err(at(path))?;
-            content.take(kind, u32_at(&header, 5), position, &bytes);
+            content.take(&header, position, &bytes);
         } else {
-            content.take(kind, 0, position, &[]);
+            content.take(&header, position, &[]);
             let skip = i64::try_from(body).unwrap_or(i64::MAX);
             input.seek_relative(skip).map_err(at(path))?;
         }
@@ -132,15 +134,17 @@ fn scan(path: &Path, wanted: impl Fn(u8) -> bool) -> Result<Content, BinlogError
 }
 
 impl Content {
-    fn take(&mut self, kind: u8, server: u32, position: u64, body: &[u8]) {
+    fn take(&mut self, header: &[u8; HEADER], position: u64, body: &[u8]) {
+        let kind = header[4];
         match kind {
             GTID_LIST => self.before = gtid_list(body),
             GTID if body.len() >= 13 => self.transactions.push(Transaction {
                 gtid: Gtid {
                     domain: u32_at(body, 8),
-                    server,
+                    server: u32_at(header, 5),
                     sequence: u64_at(body, 0),
                 },
+                time: u32_at(header, 0),
                 position,
                 rows_only: body[12] & TRANSACTIONAL != 0 && body[12] & DDL == 0,
                 tables: BTreeSet::new(),

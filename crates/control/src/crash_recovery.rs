@@ -186,6 +186,7 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
         // From where the original ends now; the whole copy when that is not known.
         let from = left.unwrap_or(4);
         let written = Program::new("mariadb-binlog")
+            .arg("--no-defaults")
             .args(["--verbose", &format!("--start-position={from}")])
             .arg(&place.copy)
             .stdout_to(&sql)

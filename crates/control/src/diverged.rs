@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alerts::Severity;
-use observe::{Session, SqlError};
+use observe::{Session, SqlError, Target};
 use process::{ProcessError, Program};
 use role::{GtidSet, Server};
 use settings::{Node, Settings};
@@ -24,6 +24,8 @@ use crate::{statements, tell};
 
 /// To print, or to take back, what a lost node wrote in minutes.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// For one statement: RESET MASTER deletes files, STOP SLAVE ends a large event first.
+const STATEMENT: Duration = Duration::from_secs(60);
 
 /// Why something could not be saved or taken back. Nothing is lost then.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,11 @@ pub enum DivergedError {
     /// The toolkit's account.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// Something wrote here while they were taken back.
+    #[error(
+        "something else wrote to this node's database meanwhile, past read_only; it is looked at anew"
+    )]
+    Moved,
     /// The histories differ, and no binlog says by what.
     #[error(
         "this node has {missing}, which the primary never had, and its binlogs do not have them any more"
@@ -64,6 +71,8 @@ pub struct Divergence {
     logs: Vec<PathBuf>,
     /// After the first of them came something that the primary has.
     mixed: bool,
+    /// What the primary has.
+    primary: GtidSet,
 }
 
 /// What became of it.
@@ -86,15 +95,12 @@ pub enum Settled {
 /// Saves what only this node has, and takes it back where that is possible. The role lock is held.
 pub fn settle(
     settings: &Settings,
-    session: &mut Session,
     primary: &Node,
     server: &Server,
 ) -> Result<Settled, DivergedError> {
-    let local = observe::observe_server(session, settings)?;
-    let missing = local.errant_against(server);
-    let divergence = find(&settings.database.binlog_index, &server.history())?
-        .ok_or(DivergedError::Purged { missing })?;
-    let report = divergence.save(settings, session, primary, server.epoch_number())?;
+    // That of a look is less patient.
+    let session = &mut Session::connect(settings, Target::Local, STATEMENT)?;
+    let (divergence, report) = write_down_with(settings, session, primary, server)?;
     if let Some(why) = divergence.obstacle(session)? {
         return Ok(Settled::NeedsRebuild { why, report });
     }
@@ -111,6 +117,34 @@ pub fn settle(
     Ok(Settled::TakenBack { report })
 }
 
+/// Saves what only this node has, and no more; gives the report.
+pub fn write_down(
+    settings: &Settings,
+    primary: &Node,
+    server: &Server,
+) -> Result<PathBuf, DivergedError> {
+    let session = &mut Session::connect(settings, Target::Local, STATEMENT)?;
+    Ok(write_down_with(settings, session, primary, server)?.1)
+}
+
+fn write_down_with(
+    settings: &Settings,
+    session: &mut Session,
+    primary: &Node,
+    server: &Server,
+) -> Result<(Divergence, PathBuf), DivergedError> {
+    let local = observe::observe_server(session, settings)?;
+    let missing = local.errant_against(server);
+    let divergence = find(
+        &settings.database.binlog_index,
+        &local.slave_pos,
+        &server.history(),
+    )?
+    .ok_or(DivergedError::Purged { missing })?;
+    let report = divergence.save(settings, session, primary, server.epoch_number())?;
+    Ok((divergence, report))
+}
+
 /// For a person.
 pub fn needs_rebuild(primary: &str, why: &str, report: &Path) -> String {
     format!(
@@ -119,8 +153,13 @@ pub fn needs_rebuild(primary: &str, why: &str, report: &Path) -> String {
     )
 }
 
-/// Reads the binlogs from the newest that the primary's history still covers.
-fn find(index: &Path, primary: &GtidSet) -> Result<Option<Divergence>, DivergedError> {
+/// Reads the binlogs from the newest that the primary's history still covers. What is known by the position of
+/// replication alone, as after a copy by hand, belongs to what was before.
+fn find(
+    index: &Path,
+    slave_pos: &GtidSet,
+    primary: &GtidSet,
+) -> Result<Option<Divergence>, DivergedError> {
     let all = binlog::files(index).map_err(at(index))?;
     let mut begin = all.len();
     let mut before = GtidSet::default();
@@ -136,6 +175,7 @@ fn find(index: &Path, primary: &GtidSet) -> Result<Option<Divergence>, DivergedE
         transactions: Vec::new(),
         logs: Vec::new(),
         mixed: false,
+        primary: primary.clone(),
     };
     if !primary.contains(&found.before) {
         return Ok(None);
@@ -154,22 +194,31 @@ fn find(index: &Path, primary: &GtidSet) -> Result<Option<Divergence>, DivergedE
             found.logs.push(log.clone());
         }
     }
+    found.before = found.before.union(&slave_pos.within(primary));
     Ok((!found.transactions.is_empty()).then_some(found))
 }
 
 impl Divergence {
-    /// From the first to the last.
+    /// From the first to the last, and when it began: what was taken back leaves its GTIDs free.
     fn name(&self) -> String {
-        match self.transactions.as_slice() {
-            [] => String::new(),
-            [only] => only.gtid.to_string(),
-            [first, .., last] => format!("{}_{}", first.gtid, last.gtid),
-        }
+        let (Some(first), Some(last)) = (self.transactions.first(), self.transactions.last())
+        else {
+            return String::new();
+        };
+        let began = jiff::Timestamp::from_second(first.time.into()).unwrap_or_default();
+        format!(
+            "{}_{}-{}",
+            first.gtid,
+            last.gtid,
+            began.strftime("%Y%m%dT%H%M%SZ")
+        )
     }
 
     fn binlog(&self, options: &[&str]) -> Program {
         let position = self.transactions.first().map_or(4, |t| t.position);
         Program::new("mariadb-binlog")
+            // The client's settings may name what it does not know.
+            .arg("--no-defaults")
             .args(options)
             // Counts in the first of the files.
             .arg(format!("--start-position={position}"))
@@ -294,10 +343,23 @@ impl Divergence {
         }
         // Its relay log is of the wrong history.
         session.execute("RESET SLAVE ALL")?;
-        let directory = report.parent().unwrap_or(report);
+        // One of its own each time: binlogs begin with the same numbers again.
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let directory = report.with_extension(format!("binlogs-{now}"));
+        fs::create_dir_all(&directory).map_err(at(&directory))?;
         for log in &self.logs {
             let kept = directory.join(log.file_name().unwrap_or_default());
             keep(log, &kept).map_err(at(&kept))?;
+        }
+        File::open(&directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(at(&directory))?;
+        // What was written here meanwhile is in no report yet.
+        let slave_pos = observe::observe_server(session, settings)?.slave_pos;
+        let now = find(&settings.database.binlog_index, &slave_pos, &self.primary)?;
+        let note = statements::flashback_note(session, settings)?;
+        if now.is_none_or(|now| now.name() != name) || note.is_none_or(|note| note.undone != name) {
+            return Err(DivergedError::Moved);
         }
         session.execute("RESET MASTER")?;
         statements::finish_flashback(session, settings)?;
@@ -321,17 +383,16 @@ fn may_be_among((schema, table): &(String, String), names: &[String]) -> bool {
 
 /// A second name for a file, or a copy where that is another file system.
 fn keep(file: &Path, kept: &Path) -> io::Result<()> {
-    match fs::hard_link(file, kept) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(_) => fs::copy(file, kept).and_then(|_| File::open(kept)?.sync_all()),
+    if fs::hard_link(file, kept).is_ok() {
+        return Ok(());
     }
+    fs::copy(file, kept).and_then(|_| File::open(kept)?.sync_all())
 }
 
 /// mariadb-binlog prints one reversed transaction after another; all of them become one, with the note
 /// that says so, or none.
 fn one_transaction(raw: &Path, sql: &Path, note: &str) -> io::Result<()> {
-    let mut output = BufWriter::new(File::create(sql)?);
+    let mut output = BufWriter::new(lost_rows::private(sql)?);
     let mut begun = false;
     // A COMMIT stands on a line of its own, its delimiter on the next.
     let mut committed = false;

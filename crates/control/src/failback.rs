@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use alerts::Severity;
 use clap::Parser;
 use observe::SqlError;
-use role::{Decision, GtidSet, Limits, Plan, Policy, Refusal, decide};
+use role::{Database, Decision, GtidSet, Limits, Plan, Policy, Refusal, decide};
 use serde::Serialize;
 use settings::{Node, Settings};
 
@@ -441,10 +441,19 @@ impl Failback<'_> {
         let mut seen = look(settings, Depth::Nodes)?;
         let decision = decision(&seen);
         let Some(session) = seen.local.as_mut() else {
-            return Ok(Err(FailbackError::Refused {
+            let refused = FailbackError::Refused {
                 why: "the local database does not answer".to_owned(),
-                next: format!("systemctl status {}, or: {NEXT}", settings.database.unit),
-            }));
+                next: format!(
+                    "systemctl status {}, or when it cannot be started: {NEXT}",
+                    settings.database.unit
+                ),
+            };
+            // One that is slow, or starts, is not replaced.
+            return if seen.seen.local.database == Database::Down {
+                Ok(Err(refused))
+            } else {
+                Err(refused)
+            };
         };
         match decision {
             Decision::Attach { .. } => {
@@ -455,7 +464,7 @@ impl Failback<'_> {
                 let Some((_, server)) = seen.seen.primary() else {
                     return Err(FailbackError::NoPrimary);
                 };
-                match diverged::settle(settings, session, primary, server) {
+                match diverged::settle(settings, primary, server) {
                     Ok(Settled::TakenBack { report }) => self.say(&format!(
                         "took back what {} never had, see {}; replicates from it",
                         primary.name,
@@ -467,7 +476,11 @@ impl Failback<'_> {
                             next: NEXT.to_owned(),
                         }));
                     }
-                    Err(error @ (DivergedError::Purged { .. } | DivergedError::Binlog(_))) => {
+                    Err(
+                        error @ (DivergedError::Purged { .. }
+                        | DivergedError::Binlog(_)
+                        | DivergedError::Process(_)),
+                    ) => {
                         return Ok(Err(FailbackError::Refused {
                             why: error.to_string(),
                             next: NEXT.to_owned(),
@@ -477,14 +490,44 @@ impl Failback<'_> {
                 }
             }
             Decision::Refuse { why, next } => {
-                return Ok(Err(FailbackError::Refused {
+                let refused = FailbackError::Refused {
                     why: why.to_owned(),
                     next: next.to_owned(),
-                }));
+                };
+                let stopped_at_an_error = seen
+                    .seen
+                    .local
+                    .database
+                    .server()
+                    .is_some_and(|me| me.channels.iter().any(|c| c.sql_errno != 0));
+                // Nothing else that is refused says that the data here are no good.
+                if !stopped_at_an_error {
+                    return Err(refused);
+                }
+                if self.options.rebuild
+                    && let Some((_, server)) = seen.seen.primary()
+                {
+                    self.write_down(primary, server);
+                }
+                return Ok(Err(refused));
             }
             _ => {}
         }
         Ok(Ok(()))
+    }
+
+    /// What only this node has, before its data are replaced; they are kept in any case.
+    fn write_down(&self, primary: &Node, server: &role::Server) {
+        match diverged::write_down(self.settings, primary, server) {
+            Ok(report) => self.say(&format!(
+                "what {} never had is written down in {}",
+                primary.name,
+                report.display()
+            )),
+            Err(error) => self.say(&format!(
+                "no report of transactions that only this node has: {error}"
+            )),
+        }
     }
 
     fn preflight(&self, primary: &str) -> Result<(), FailbackError> {

@@ -54,6 +54,7 @@ pub fn print_tail(settings: &Settings, after: &GtidSet) -> Result<(), HarvestErr
     let printed = loop {
         let begin = logs.len().saturating_sub(count);
         let outcome = Program::new("mariadb-binlog")
+            .arg("--no-defaults")
             .arg(format!("--start-position={after}"))
             .args(&logs[begin..])
             .stdout_to(&spool)

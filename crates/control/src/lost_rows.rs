@@ -1,8 +1,9 @@
 //! The text of mariadb-binlog as a report: SQL with a heading, and JSON.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use observe::{Session, SqlError};
@@ -37,9 +38,19 @@ pub fn columns<'a>(
     Ok(columns)
 }
 
+/// A new file for rows of the database: for its owner only.
+pub fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// The printed binlog behind a heading, on the disk.
 pub fn with_heading(heading: &str, printed: &Path, sql: &Path) -> io::Result<()> {
-    let mut output = File::create(sql)?;
+    let mut output = private(sql)?;
     output.write_all(heading.as_bytes())?;
     io::copy(&mut File::open(printed)?, &mut output)?;
     output.sync_all()
@@ -68,7 +79,7 @@ struct Row {
 /// Reads what `mariadb-binlog --verbose` printed, and writes `summary` with a list `transactions`. One
 /// transaction at a time is in memory.
 pub fn as_json(summary: &Value, printed: &Path, columns: &Columns, json: &Path) -> io::Result<()> {
-    let mut output = BufWriter::new(File::create(json)?);
+    let mut output = BufWriter::new(private(json)?);
     let heading = serde_json::to_string_pretty(summary)?;
     let open = heading.strip_suffix("\n}").unwrap_or("{");
     write!(output, "{open},\n  \"transactions\": [")?;

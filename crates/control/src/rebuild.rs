@@ -4,12 +4,12 @@
 //! of its own, while the old server still runs. Then the two directories change places at once: a death
 //! leaves either the old server or a whole new one, and a fetched part is thrown away by the next run.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use observe::{Session, SqlError, Target};
+use observe::{MemoryError, Session, SqlError, Target};
 use process::{ProcessError, Program};
 use role::GtidSet;
 use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
@@ -18,6 +18,7 @@ use settings::{Node, Settings};
 use crate::cancel::Cancel;
 use crate::link::{LinkError, ssh};
 use crate::lock::{LockError, RoleLock, exclusive};
+use crate::look::{Depth, look};
 use crate::path_error::{PathError, at};
 use crate::sql_client::{Credentials, CredentialsError};
 use crate::statements;
@@ -28,6 +29,8 @@ pub const COMMAND: &str = "backup";
 const POSITION_FILES: [&str; 2] = ["xtrabackup_binlog_info", "mariadb_backup_binlog_info"];
 /// Making the copy consistent replays what was written meanwhile.
 const PREPARE: Duration = Duration::from_secs(3600);
+/// Another change may run; a copy that took hours is worth waiting.
+const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 /// A server's start or end.
 const SERVER: Duration = Duration::from_secs(300);
 /// Between two lines of progress.
@@ -93,6 +96,36 @@ pub enum RebuildError {
         found: PathBuf,
         /// By the settings.
         expected: PathBuf,
+    },
+    /// Roles have changed since the copy was begun.
+    #[error(
+        "{0} is not the same primary any more as when the copy was begun, or this node is writable; the copy was thrown away and the data are as they were"
+    )]
+    Changed(String),
+    /// The memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Parts of the server's data are elsewhere.
+    #[error(
+        "{what} of the server is {found}; a rebuild replaces {data} only, so it is done by hand"
+    )]
+    Scattered {
+        /// The variable.
+        what: &'static str,
+        /// Its value.
+        found: String,
+        /// The data directory.
+        data: PathBuf,
+    },
+    /// The new server does not start.
+    #[error(
+        "the new server did not start, and the old data are in place again; the copy is in {copy}: {why}"
+    )]
+    NoStart {
+        /// The copy.
+        copy: PathBuf,
+        /// What systemctl said.
+        why: Box<RebuildError>,
     },
     /// mariadb-backup did not say what the copy contains.
     #[error("the copy has no position in the binlog ({0})")]
@@ -187,6 +220,7 @@ pub fn rebuild(
         Target::Peer(address),
         settings.role.answer_timeout,
     )?;
+    let epoch = observe::read_epoch(&mut source, settings)?.map_or(0, |epoch| epoch.number);
     let needed = size(&mut source)?;
     check_space(&place, needed)?;
     // Of an earlier run that died.
@@ -199,7 +233,38 @@ pub fn rebuild(
             return Err(error);
         }
     };
-    change_places(settings, primary, &place, &history, say)
+    // Before the lock: on the disk with it.
+    File::open(&place.part)
+        .and_then(|part| Ok(rustix::fs::syncfs(part)?))
+        .map_err(at(&place.part))?;
+    let lock = RoleLock::take(settings, LOCK_PATIENCE)?;
+    if cancel.asked() || !is_still_right(settings, primary, epoch, &history)? {
+        clear(&place.part)?;
+        return Err(if cancel.asked() {
+            RebuildError::Cancelled
+        } else {
+            RebuildError::Changed(primary.name.clone())
+        });
+    }
+    let kept = change_places(settings, primary, &place, &history, say)?;
+    drop(lock);
+    Ok(kept)
+}
+
+/// The copy may have taken hours: the primary must be the same, and have all that is in the copy.
+fn is_still_right(
+    settings: &Settings,
+    primary: &Node,
+    epoch: u64,
+    history: &History,
+) -> Result<bool, MemoryError> {
+    let seen = look(settings, Depth::Nodes)?.seen;
+    let same = seen.primary().is_some_and(|(peer, server)| {
+        peer.name == primary.name
+            && server.epoch_number() == epoch
+            && server.history().contains(&history.whole())
+    });
+    Ok(same && epoch >= seen.highest_epoch && !seen.local.database.writable())
 }
 
 fn check_place(settings: &Settings, place: &Place) -> Result<(), RebuildError> {
@@ -210,7 +275,26 @@ fn check_place(settings: &Settings, place: &Place) -> Result<(), RebuildError> {
             let expected = place.data.clone();
             return Err(RebuildError::Elsewhere { found, expected });
         }
+        for (what, statement) in [
+            (
+                "innodb_log_group_home_dir",
+                "SELECT @@innodb_log_group_home_dir",
+            ),
+            ("innodb_undo_directory", "SELECT @@innodb_undo_directory"),
+            ("innodb_data_home_dir", "SELECT @@innodb_data_home_dir"),
+        ] {
+            let found: Option<String> = session.row(statement)?;
+            let found = found.unwrap_or_default();
+            let trimmed = found.trim_end_matches('/');
+            if !matches!(trimmed, "" | ".") && Path::new(trimmed) != place.data {
+                let data = place.data.clone();
+                return Err(RebuildError::Scattered { what, found, data });
+            }
+        }
     }
+    // Also of a server that does not run: it must be a data directory.
+    let expected = place.data.join("ibdata1");
+    fs::metadata(&expected).map_err(at(&expected))?;
     let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).map_err(at(path));
     let parent = place.data.parent().unwrap_or(Path::new("/"));
     if device(&place.data)? == device(parent)? {
@@ -389,7 +473,7 @@ fn give_place(settings: &Settings, place: &Place, history: &History) -> Result<(
         &statements,
         format!(
             "RESET MASTER;\nSET GLOBAL gtid_binlog_state = {};\nSET GLOBAL gtid_slave_pos = {};\nSHUTDOWN;\n",
-            statements::quote(&whole.to_string()),
+            statements::quote(&whole.in_order()),
             statements::quote(&history.position.to_string()),
         ),
     )
@@ -429,21 +513,30 @@ fn change_places(
     history: &History,
     say: &dyn Fn(&str),
 ) -> Result<PathBuf, RebuildError> {
-    let _lock = RoleLock::take(settings, Duration::from_secs(5))?;
     let unit = &settings.database.unit;
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
     let kept = sibling(&place.data, &format!("before-{stamp}"));
-    systemctl(&["stop", unit])?;
+    if let Err(error) = systemctl(&["stop", unit]) {
+        // It may have stopped after all.
+        systemctl(&["start", unit])?;
+        return Err(error);
+    }
     // Under its last name before the exchange: whatever dies now, no run takes the old data for a part.
     let swapped = fs::rename(&place.part, &kept)
         .map_err(at(&place.part))
-        .and_then(|()| {
-            renameat_with(CWD, &place.data, CWD, &kept, RenameFlags::EXCHANGE)
-                .map_err(|errno| at(&place.data)(errno.into()))
-        });
-    // Whichever it is now.
-    systemctl(&["start", unit])?;
+        .and_then(|()| exchange(place, &kept));
+    if swapped.is_err() {
+        // What is there is no old data.
+        let _ = fs::rename(&kept, &place.part);
+    }
+    let started = systemctl(&["start", unit]);
     swapped?;
+    if let Err(why) = started {
+        exchange(place, &kept)?;
+        systemctl(&["start", unit])?;
+        let why = Box::new(why);
+        return Err(RebuildError::NoStart { copy: kept, why });
+    }
     say(&format!(
         "the copy is in place and the database started; the old data are in {}",
         kept.display()
@@ -459,6 +552,14 @@ fn change_places(
     }
     statements::demote(&mut session, settings, primary)?;
     Ok(kept)
+}
+
+fn exchange(place: &Place, other: &Path) -> Result<(), PathError> {
+    let parent = place.data.parent().unwrap_or(Path::new("/"));
+    renameat_with(CWD, &place.data, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(Into::into)
+        .and_then(|()| File::open(parent)?.sync_all())
+        .map_err(at(&place.data))
 }
 
 fn gtids(session: &mut Session, statement: &str) -> Result<GtidSet, SqlError> {

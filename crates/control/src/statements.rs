@@ -251,7 +251,7 @@ pub fn finish_flashback(session: &mut Session, settings: &Settings) -> Result<bo
     let Some(note) = flashback_note(session, settings)? else {
         return Ok(false);
     };
-    let history = quote(&note.history.to_string());
+    let history = quote(&note.history.in_order());
     let state: String = session.row("SELECT @@gtid_binlog_state")?;
     if state.is_empty() {
         session.execute(&format!("SET GLOBAL gtid_binlog_state = {history}"))?;

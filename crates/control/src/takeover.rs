@@ -547,7 +547,14 @@ impl Execution<'_> {
                     {
                         stopped?;
                     }
-                    self.local()?.execute("START ALL SLAVES")?;
+                    // Threads that both stood before stay so: their start would throw the relay log away.
+                    let database = &self.look.seen.local.database;
+                    if database
+                        .server()
+                        .is_some_and(|me| me.follows() || me.channels.iter().any(|c| c.sql_running))
+                    {
+                        self.local()?.execute("START ALL SLAVES")?;
+                    }
                 }
                 Step::StopReceiving => {
                     let epoch = self.look.memory.highest_epoch;

@@ -364,6 +364,11 @@ fn standby(seen: &Observation, me: &Server) -> Decision {
     let Some((primary, server)) = seen.primary() else {
         return Decision::Wait("no primary is seen; VRRP decides who is entitled");
     };
+    if server.epoch_number() < me.epoch_number().max(seen.highest_epoch) {
+        return Decision::Wait(
+            "a peer is writable at an older epoch than this node has seen; it is closed as soon as it looks",
+        );
+    }
     if me.semi_sync.enabled {
         return Decision::SemiSync(false);
     }

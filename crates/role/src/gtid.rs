@@ -126,6 +126,33 @@ impl GtidSet {
         )
     }
 
+    /// What of it `other` has, too.
+    pub fn within(&self, other: &Self) -> Self {
+        Self(
+            self.0
+                .iter()
+                .filter(|(key, sequence)| other.0.get(key).is_some_and(|last| last >= sequence))
+                .map(|(key, sequence)| (*key, *sequence))
+                .collect(),
+        )
+    }
+
+    /// As `gtid_binlog_state` takes it: the last of a domain counts as the one that was written last.
+    pub fn in_order(&self) -> String {
+        let mut gtids: Vec<Gtid> = self
+            .0
+            .iter()
+            .map(|((domain, server), sequence)| Gtid {
+                domain: *domain,
+                server: *server,
+                sequence: *sequence,
+            })
+            .collect();
+        gtids.sort_by_key(|gtid| (gtid.domain, gtid.sequence));
+        let texts: Vec<String> = gtids.iter().map(ToString::to_string).collect();
+        texts.join(",")
+    }
+
     /// Whether the set is empty: a server that never wrote.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -253,6 +280,11 @@ mod tests {
         };
         assert!(known.includes(gtid(1, 26)) && known.includes(gtid(2, 1)));
         assert!(!known.includes(gtid(1, 27)) && !known.includes(gtid(3, 1)));
+        assert_eq!(set("0-2-29,0-1-30,1-1-1").in_order(), "0-2-29,0-1-30,1-1-1");
+        assert_eq!(
+            set("0-1-5,0-3-7").within(&set("0-1-6")).to_string(),
+            "0-1-5"
+        );
         known.add(gtid(1, 30));
         known.add(gtid(1, 28));
         assert_eq!(known.to_string(), "0-1-30,0-2-29");

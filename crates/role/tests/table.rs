@@ -244,6 +244,14 @@ fn a_standby_attaches_unless_it_has_diverged() {
     assert!(matches!(decide(&look, CAREFUL), Decision::Attach { .. }));
     let look = seen(here(false, closed("here", "0-1-10")), primary());
     assert!(matches!(decide(&look, CAREFUL), Decision::Diverged { .. }));
+    // Not by an old primary that woke up and has not closed itself yet: nothing is taken back for it.
+    let mut look = look;
+    look.highest_epoch = 6;
+    assert!(matches!(decide(&look, CAREFUL), Decision::Wait(_)));
+    let mut newer = server(false, 6, "here", "0-1-10");
+    newer.server_id = 1;
+    let look = seen(here(false, answering(newer)), primary());
+    assert!(matches!(decide(&look, CAREFUL), Decision::Wait(_)));
 }
 
 #[test]
