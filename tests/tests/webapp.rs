@@ -76,6 +76,19 @@ fn in_sync(lab: &Lab, primary: NodeName) {
     .unwrap();
 }
 
+/// The returned standby has been compared and has every file, by the word of the primary's sync-realtime.
+fn files_in_sync(lab: &Lab, primary: NodeName) {
+    wait_until("the files on the standby", LIMIT, || {
+        let status = lab
+            .exec(primary, &["cat", "/run/keepalived-companion/sync.json"])?
+            .text();
+        let json: serde_json::Value = serde_json::from_str(&status).unwrap_or_default();
+        let whole = json["state"] == "in-sync" && json["standbys"][0]["state"] == "in-sync";
+        Ok(if whole { Ok(()) } else { Err(status) })
+    })
+    .unwrap();
+}
+
 fn logged_in<'a>(lab: &'a Lab, account: &Account) -> Visitor<'a> {
     let mut visitor = Visitor::at(lab, VIP);
     visitor.log_in(account).unwrap();
@@ -648,6 +661,7 @@ fn what_was_acknowledged_to_many_at_once_is_there_after_a_failover() {
     lab.power_on(Node1).unwrap();
     lab.settled(Node2, LIMIT).unwrap();
     in_sync(&lab, Node2);
+    files_in_sync(&lab, Node2);
     let mut users = Vec::new();
     let mut uploads = Vec::new();
     let mut failed = 0;
