@@ -1,7 +1,7 @@
 //! A headless Chromium at the client's place, driven over the W3C's web driver protocol
 //! (w3.org/TR/webdriver2). The few commands go by curl, since the driver listens in the client's namespace only.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,10 +25,8 @@ pub struct Browser<'a> {
 impl<'a> Browser<'a> {
     /// Starts the driver and a browser.
     pub fn open(lab: &'a Lab) -> Result<Self, LabError> {
-        let prefix = network::client_command();
-        let driver = Command::new(prefix[0])
-            .args(&prefix[1..])
-            .args(["chromedriver", "--port=9515", "--silent"])
+        let driver = network::client_process("chromedriver")
+            .args(["--port=9515", "--silent"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use process::{Output, Program};
@@ -107,6 +108,19 @@ impl Lab {
         Ok(())
     }
 
+    /// Brings both nodes up, with node1 as the primary, for one test of this process at a time.
+    pub fn whole(
+        program: impl Into<PathBuf>,
+        limit: Duration,
+    ) -> Result<(MutexGuard<'static, ()>, Self), LabError> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let lab = Self::new(program);
+        lab.up(&Options::default())?;
+        lab.make_whole(NodeName::Node1, limit)?;
+        Ok((one_at_a_time, lab))
+    }
+
     /// Waits until `primary` is the writable primary with the VIP, and the others replicate with
     /// semi-synchronous acknowledgements.
     pub fn settled(&self, primary: NodeName, limit: Duration) -> Result<(), LabError> {
@@ -168,18 +182,39 @@ impl Lab {
     }
 
     fn await_vip(&self, node: NodeName) -> Result<(), LabError> {
-        wait_until(
-            &format!("the VIP on {node}"),
-            Duration::from_secs(30),
-            || {
-                let roles = self.roles()?;
-                Ok(if roles.vip == [node] {
-                    Ok(())
-                } else {
-                    Err(format!("{roles:?}"))
-                })
-            },
-        )
+        let what = format!("the VIP on {node}");
+        self.await_roles(&what, Duration::from_secs(30), |roles| roles.vip == [node])
+    }
+
+    /// Waits until the roles are as they should be.
+    pub fn await_roles(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Roles) -> bool,
+    ) -> Result<(), LabError> {
+        wait_until(what, limit, || {
+            let roles = self.roles()?;
+            Ok(if wanted(&roles) {
+                Ok(())
+            } else {
+                Err(format!("{roles:?}"))
+            })
+        })
+    }
+
+    /// Waits until these tables, a list as in SQL, are the same on both nodes.
+    pub fn equal_tables(&self, tables: &str, limit: Duration) -> Result<(), LabError> {
+        let statement = format!("CHECKSUM TABLE {tables} EXTENDED");
+        wait_until("equal tables on both nodes", limit, || {
+            let [here, there] = NodeName::ALL.map(|node| self.sql(node, &statement));
+            let (here, there) = (here?, there?);
+            Ok(if here == there {
+                Ok(())
+            } else {
+                Err(format!("{here} and {there}"))
+            })
+        })
     }
 
     /// Who is what now. A node that is off or whose database does not answer is nothing.
@@ -227,11 +262,6 @@ impl Lab {
     /// Runs a command in a node.
     pub fn exec(&self, node: NodeName, command: &[&str]) -> Result<Output, LabError> {
         node::exec(node, command)
-    }
-
-    /// What a command is put behind to run in the node.
-    pub fn command_in(&self, node: NodeName) -> Result<Vec<String>, LabError> {
-        node::command_in(node)
     }
 
     /// Runs SQL in a node as root; tab-separated lines without column names.

@@ -12,6 +12,7 @@ pub mod messenger;
 pub mod mirror;
 mod network;
 mod node;
+mod open_session;
 mod provision;
 pub mod tree;
 pub mod web;
@@ -26,6 +27,7 @@ pub use image::Suite;
 pub use messenger::Messenger;
 pub use network::Side;
 pub use node::{NodeName, become_node, wait_until};
+pub use open_session::OpenSession;
 pub use process::Output;
 pub use writer::{Report, Writer};
 

@@ -3,12 +3,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use crate::writer::json_lines;
 use crate::{Lab, LabError, at, network};
 
 /// Where the nodes' settings point to.
@@ -39,10 +40,7 @@ pub struct Messenger {
 impl Messenger {
     /// Starts it in the client's namespace.
     pub fn start(lab: &Lab) -> Result<Self, LabError> {
-        let prefix = network::client_command();
-        let mut child = Command::new(prefix[0])
-            .args(&prefix[1..])
-            .arg(lab.program())
+        let mut child = network::client_process(lab.program())
             .arg("messenger")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -51,15 +49,10 @@ impl Messenger {
         let received = Arc::new(Mutex::new(Vec::new()));
         let (all, stdout) = (Arc::clone(&received), child.stdout.take());
         thread::spawn(move || {
-            for line in stdout
-                .into_iter()
-                .flat_map(|out| BufReader::new(out).lines())
-            {
-                if let Some(alert) = line.ok().and_then(|l| serde_json::from_str(&l).ok()) {
-                    all.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(alert);
-                }
+            for alert in json_lines(stdout) {
+                all.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(alert);
             }
         });
         Ok(Self { child, received })

@@ -1,6 +1,8 @@
 //! Namespaces, bridges and links. Everything hangs in a namespace of its own: the host's network
 //! is not touched.
 
+use std::ffi::OsStr;
+use std::process::Command;
 use std::time::Duration;
 
 use process::{Output, Program};
@@ -46,6 +48,14 @@ pub fn namespace(node: NodeName) -> String {
 /// The command prefix that runs something at the client's place.
 pub fn client_command() -> [&'static str; 4] {
     ["ip", "netns", "exec", CLIENT]
+}
+
+/// The same, to be started and left running.
+pub fn client_process(program: impl AsRef<OsStr>) -> Command {
+    let prefix = client_command();
+    let mut command = Command::new(prefix[0]);
+    command.args(&prefix[1..]).arg(program);
+    command
 }
 
 /// Makes namespaces, bridges and links that are not there yet.

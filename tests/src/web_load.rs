@@ -1,8 +1,8 @@
 //! Many visitors at once: uploads, and people added at a steady rate, through the VIP. What was acknowledged
 //! is remembered.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::web::Visitor;
-use crate::writer::now;
+use crate::writer::{json_lines, now};
 use crate::{Lab, LabError, VIP, at, network};
 
 /// A browser waits longer; a request to a node without power is never answered.
@@ -80,10 +80,7 @@ impl WebLoad {
         uploaders: u32,
         users_a_second: u32,
     ) -> Result<Self, LabError> {
-        let prefix = network::client_command();
-        let mut child = Command::new(prefix[0])
-            .args(&prefix[1..])
-            .arg(lab.program())
+        let mut child = network::client_process(lab.program())
             .args(["web-load", "--uploaders", &uploaders.to_string()])
             .args(["--users-a-second", &users_a_second.to_string()])
             .args(["--cookie", &visitor.cookie, "--csrf", &visitor.csrf])
@@ -96,12 +93,7 @@ impl WebLoad {
         let (uploads, users) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let counted = (Arc::clone(&uploads), Arc::clone(&users));
         let reader = thread::spawn(move || {
-            let lines = stdout.map(|out| BufReader::new(out).lines());
-            lines
-                .into_iter()
-                .flatten()
-                .map_while(Result::ok)
-                .filter_map(|line| serde_json::from_str(&line).ok())
+            json_lines(stdout)
                 .inspect(|done| match done {
                     Done::Upload { .. } => drop(counted.0.fetch_add(1, Ordering::Relaxed)),
                     Done::User { .. } => drop(counted.1.fetch_add(1, Ordering::Relaxed)),

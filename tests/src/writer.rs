@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use mysql::prelude::Queryable;
 use mysql::{Conn, OptsBuilder};
 use rustix::time::{ClockId, clock_gettime};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Lab, LabError, NodeName, VIP, at, network};
@@ -52,6 +53,29 @@ pub fn now() -> f64 {
     .as_secs_f64()
 }
 
+/// The longest time between two moments in a row, of which `from` is the first and `to` the last, in seconds.
+pub fn longest_gap(moments: impl Iterator<Item = f64>, from: f64, to: f64) -> f64 {
+    let mut times: Vec<f64> = moments.filter(|at| (from..to).contains(at)).collect();
+    times.push(to);
+    times.sort_by(f64::total_cmp);
+    let mut last = from;
+    let mut longest: f64 = 0.0;
+    for at in times {
+        longest = longest.max(at - last);
+        last = at;
+    }
+    longest
+}
+
+/// What a client's process prints, a value a line, until it ends.
+pub fn json_lines<T: DeserializeOwned>(output: Option<ChildStdout>) -> impl Iterator<Item = T> {
+    output
+        .into_iter()
+        .flat_map(|output| BufReader::new(output).lines())
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_str(&line).ok())
+}
+
 impl Report {
     /// The longest time without an acknowledgement after `since`, in seconds.
     pub fn longest_gap(&self, since: f64) -> f64 {
@@ -60,17 +84,7 @@ impl Report {
 
     /// The same between two moments, both of which bound a gap.
     pub fn longest_gap_within(&self, from: f64, to: f64) -> f64 {
-        let mut times: Vec<f64> = self.rows.iter().map(|row| row.at).collect();
-        times.retain(|at| (from..to).contains(at));
-        times.push(to);
-        times.sort_by(f64::total_cmp);
-        let mut last = from;
-        let mut longest: f64 = 0.0;
-        for at in times {
-            longest = longest.max(at - last);
-            last = at;
-        }
-        longest
+        longest_gap(self.rows.iter().map(|row| row.at), from, to)
     }
 
     /// Rows that were acknowledged and are not on the node.
@@ -109,10 +123,7 @@ pub struct Writer {
 impl Writer {
     /// Starts `writers` writers whose rows begin at `first`.
     pub fn start(lab: &Lab, writers: u32, first: u64) -> Result<Self, LabError> {
-        let prefix = network::client_command();
-        let mut child = Command::new(prefix[0])
-            .args(&prefix[1..])
-            .arg(lab.program())
+        let mut child = network::client_process(lab.program())
             .args([
                 "writer",
                 "--writers",
@@ -129,12 +140,7 @@ impl Writer {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
         let reader = thread::spawn(move || {
-            let lines = stdout.map(|out| BufReader::new(out).lines());
-            lines
-                .into_iter()
-                .flatten()
-                .map_while(Result::ok)
-                .filter_map(|line| serde_json::from_str(&line).ok())
+            json_lines(stdout)
                 .inspect(|_: &Acknowledged| {
                     counted.fetch_add(1, Ordering::Relaxed);
                 })

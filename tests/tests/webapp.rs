@@ -13,20 +13,19 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::thread;
 use std::time::Duration;
 
 use lab::browser::Browser;
 use lab::web::{Account, UPLOADS, Visitor, deploy, stored_files, stored_rows};
 use lab::web_load::{Done, WebLoad, content};
-use lab::writer::now;
-use lab::{Lab, LabError, NodeName, Options, VIP, wait_until};
+use lab::writer::{longest_gap, now};
+use lab::{Lab, NodeName, OpenSession, VIP, wait_until};
 use serde_json::json;
 
 use NodeName::{Node1, Node2};
 
-static LAB: Mutex<()> = Mutex::new(());
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// Files without a row that a power loss in an earlier test has left; ha-app-tidy finds them an hour later.
@@ -34,10 +33,7 @@ type Left = BTreeSet<String>;
 
 /// Node1 is the primary, and both nodes have the application.
 fn whole_lab() -> (MutexGuard<'static, ()>, Lab, Account, Left) {
-    let one_at_a_time = LAB.lock().unwrap_or_else(PoisonError::into_inner);
-    let lab = Lab::new(env!("CARGO_BIN_EXE_lab"));
-    lab.up(&Options::default()).unwrap();
-    lab.make_whole(Node1, LIMIT).unwrap();
+    let (one_at_a_time, lab) = Lab::whole(env!("CARGO_BIN_EXE_lab"), LIMIT).unwrap();
     let account = deploy(Node1).unwrap();
     wait_until("an answer through the VIP", LIMIT, || {
         let answer = Visitor::at(&lab, VIP).get("healthz.php")?;
@@ -51,29 +47,16 @@ fn whole_lab() -> (MutexGuard<'static, ()>, Lab, Account, Left) {
     })
     .unwrap();
     // The standby has the schema and the login.
-    in_sync(&lab, Node1);
+    in_sync(&lab);
     let rows: Left = stored_rows(&lab, Node1).unwrap().into_iter().collect();
     let files: Left = stored_files(Node1).unwrap().into_iter().collect();
     let left = files.difference(&rows).cloned().collect();
     (one_at_a_time, lab, account, left)
 }
 
-fn in_sync(lab: &Lab, primary: NodeName) {
-    wait_until("equal tables on both nodes", LIMIT, || {
-        let sums = |node: NodeName| -> Result<String, LabError> {
-            lab.sql(
-                node,
-                "CHECKSUM TABLE ha_app.users, ha_app.files, ha_app.accounts, ha_app.sessions EXTENDED",
-            )
-        };
-        let (here, there) = (sums(primary)?, sums(primary.other())?);
-        Ok(if here == there {
-            Ok(())
-        } else {
-            Err(format!("{here} / {there}"))
-        })
-    })
-    .unwrap();
+fn in_sync(lab: &Lab) {
+    let tables = "ha_app.users, ha_app.files, ha_app.accounts, ha_app.sessions";
+    lab.equal_tables(tables, LIMIT).unwrap();
 }
 
 /// The returned standby has been compared and has every file, by the word of the primary's sync-realtime.
@@ -126,7 +109,7 @@ fn the_standby_refuses_every_change_and_serves_readers() {
     let stored = active.upload(&file, "hello.txt").unwrap();
     assert_eq!(stored.status, 200, "{stored:?}");
     assert_eq!(stored.json()["files"][0]["stored"], "stored", "{stored:?}");
-    in_sync(&lab, Node1);
+    in_sync(&lab);
     let standby = active.instead_at(&Node2.front());
     // Reading works, with the same session.
     let files = standby.get("files.php").unwrap();
@@ -305,37 +288,6 @@ fn what_is_nobodys_business_is_refused() {
     assert_no_orphan(&lab, Node1, &left);
 }
 
-/// SQL as root in one session that stays open.
-struct Session(std::process::Child);
-
-impl Session {
-    fn open(lab: &Lab, node: NodeName) -> Self {
-        let command = lab.command_in(node).unwrap();
-        Self(
-            Command::new(&command[0])
-                .args(&command[1..])
-                .args(["mariadb", "--unbuffered"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        )
-    }
-
-    fn say(&mut self, statements: &str) {
-        let input = self.0.stdin.as_mut().unwrap();
-        writeln!(input, "{statements};").unwrap();
-        input.flush().unwrap();
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        drop(self.0.wait());
-    }
-}
-
 #[test]
 fn a_database_that_closes_in_mid_request_leaves_no_orphan() {
     let (_one_at_a_time, lab, account, left) = whole_lab();
@@ -343,8 +295,7 @@ fn a_database_that_closes_in_mid_request_leaves_no_orphan() {
     let (_kept, file) = file_with(b"hello", "hello.txt");
     let rows = stored_rows(&lab, Node1).unwrap();
     let files = stored_files(Node1).unwrap();
-    let mut session = Session::open(&lab, Node1);
-    session.say("FLUSH TABLES WITH READ LOCK");
+    let mut session = OpenSession::holding(Node1, "FLUSH TABLES WITH READ LOCK").unwrap();
     wait_until("the lock", LIMIT, || {
         let held = lab.sql(
             Node1,
@@ -363,8 +314,8 @@ fn a_database_that_closes_in_mid_request_leaves_no_orphan() {
             Ok(if waiting == "0" { Err(waiting) } else { Ok(()) })
         })
         .unwrap();
-        session.say("SET GLOBAL read_only = 1");
-        session.say("UNLOCK TABLES");
+        session.run("SET GLOBAL read_only = 1").unwrap();
+        session.run("UNLOCK TABLES").unwrap();
         upload.join().unwrap()
     });
     assert_eq!(answer.status, 503, "{answer:?}");
@@ -456,13 +407,8 @@ fn a_person_works_through_a_failover() {
     browser.go(&page("users.php")).unwrap();
     let struck = now();
     lab.power_off(Node1).unwrap();
-    wait_until("the other node", LIMIT, || {
-        let roles = lab.roles()?;
-        Ok(if roles.vip == [Node2] && roles.writable == [Node2] {
-            Ok(())
-        } else {
-            Err(format!("{roles:?}"))
-        })
+    lab.await_roles("the other node", LIMIT, |roles| {
+        roles.vip == [Node2] && roles.writable == [Node2]
     })
     .unwrap();
     browser.click("button[value=add]").unwrap();
@@ -526,15 +472,8 @@ fn an_upload_through_a_failover_is_whole_or_not_there() {
     })
     .unwrap();
     lab.power_off(Node1).unwrap();
-    wait_until("the other node", LIMIT, || {
-        let roles = lab.roles()?;
-        Ok(if roles.writable == [Node2] {
-            Ok(())
-        } else {
-            Err(format!("{roles:?}"))
-        })
-    })
-    .unwrap();
+    lab.await_roles("the other node", LIMIT, |roles| roles.writable == [Node2])
+        .unwrap();
     let mut told = String::new();
     wait_until("an outcome", LIMIT, || {
         told = browser.text("#upload-outcome")?.unwrap_or_default();
@@ -619,19 +558,6 @@ fn missing_on(lab: &Lab, node: NodeName, done: &[Done]) -> (Vec<String>, usize) 
     (missing, alone)
 }
 
-/// The longest time after `since` without one of these moments, in seconds.
-fn longest_gap(mut moments: Vec<f64>, since: f64) -> f64 {
-    moments.retain(|at| *at > since);
-    moments.sort_by(f64::total_cmp);
-    let mut last = since;
-    let mut longest: f64 = 0.0;
-    for at in moments {
-        longest = longest.max(at - last);
-        last = at;
-    }
-    longest
-}
-
 #[test]
 fn what_was_acknowledged_to_many_at_once_is_there_after_a_failover() {
     let (_one_at_a_time, lab, account, _left) = whole_lab();
@@ -660,7 +586,7 @@ fn what_was_acknowledged_to_many_at_once_is_there_after_a_failover() {
     let done = load.stop().unwrap();
     lab.power_on(Node1).unwrap();
     lab.settled(Node2, LIMIT).unwrap();
-    in_sync(&lab, Node2);
+    in_sync(&lab);
     files_in_sync(&lab, Node2);
     let mut users = Vec::new();
     let mut uploads = Vec::new();
@@ -680,10 +606,15 @@ fn what_was_acknowledged_to_many_at_once_is_there_after_a_failover() {
         users.len(),
         uploads.len(),
     );
+    // Until the last one: after that the visitors were stopped.
+    let gap = |moments: &[f64]| {
+        let last = moments.iter().copied().fold(struck, f64::max);
+        longest_gap(moments.iter().copied(), struck, last)
+    };
     println!(
         "{:.2} s without a person added, {:.2} s without an upload",
-        longest_gap(users, struck),
-        longest_gap(uploads, struck),
+        gap(&users),
+        gap(&uploads),
     );
     for node in NodeName::ALL {
         let (missing, alone) = missing_on(&lab, node, &done);

@@ -11,6 +11,19 @@ use crate::{node_role, statements};
 /// How long a killed server may take to be gone.
 const DEATH: Duration = Duration::from_secs(5);
 
+/// What systemd is only asked for takes no longer.
+pub const ASKING: Duration = Duration::from_secs(3);
+
+/// Runs systemctl.
+pub fn systemctl(words: &[&str], limit: Duration) -> Result<(), ProcessError> {
+    Program::new("systemctl")
+        .args(words)
+        .deadline(limit)
+        .run()?
+        .success()?;
+    Ok(())
+}
+
 /// Why an effect on this node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
@@ -76,16 +89,11 @@ pub fn kill_local(settings: &Settings) -> Result<(), ActError> {
     let Some(pid) = mariadb_process(settings) else {
         return Ok(());
     };
-    Program::new("systemctl")
-        .args([
-            "kill",
-            "--kill-whom=main",
-            "--signal=SIGKILL",
-            &settings.database.unit,
-        ])
-        .deadline(Duration::from_secs(3))
-        .run()?
-        .success()?;
+    let unit = &settings.database.unit;
+    systemctl(
+        &["kill", "--kill-whom=main", "--signal=SIGKILL", unit],
+        ASKING,
+    )?;
     let start = Instant::now();
     while mariadb_process(settings) == Some(pid) {
         if start.elapsed() > DEATH {

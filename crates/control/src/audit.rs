@@ -282,8 +282,8 @@ fn settle_divergence(
     else {
         return Err(AuditError::Gone("the primary is not in the settings"));
     };
-    let why = match diverged::settle(settings, primary, server) {
-        Ok(Settled::TakenBack { report }) => {
+    let why = match diverged::settle(settings, primary, server)? {
+        Settled::TakenBack { report } => {
             let text = format!(
                 "what {from} never had is taken back, see {}; replicates from {from}",
                 report.display()
@@ -291,13 +291,7 @@ fn settle_divergence(
             tell::alert(settings, "taken-back", Severity::Warning, &text);
             return Ok(None);
         }
-        Ok(Settled::NeedsRebuild { why, report }) => diverged::needs_rebuild(from, &why, &report),
-        Err(
-            error @ (DivergedError::Purged { .. }
-            | DivergedError::Binlog(_)
-            | DivergedError::Process(_)),
-        ) => error.to_string(),
-        Err(error) => return Err(error.into()),
+        Settled::NeedsRebuild(why) => why,
     };
     if settings.failback.rebuild_automatic {
         automatic::start_rebuild(settings)?;

@@ -1,13 +1,12 @@
 //! What the audit starts by itself when the settings say so: a failback, and a rebuild. Both take long, so each
 //! is a unit of its own.
 
-use std::time::Duration;
-
 use observe::uptime_seconds;
-use process::{ProcessError, Program};
+use process::ProcessError;
 use settings::Settings;
 use statefile::read_json;
 
+use crate::act;
 use crate::look::Look;
 use crate::tell;
 
@@ -18,12 +17,7 @@ const REBUILD: &str = "keepalived-companion-rebuild.service";
 
 /// Asks systemd for a unit; one that runs already goes on.
 fn start(unit: &str) -> Result<(), ProcessError> {
-    Program::new("systemctl")
-        .args(["--no-block", "start", unit])
-        .deadline(Duration::from_secs(3))
-        .run()?
-        .success()?;
-    Ok(())
+    act::systemctl(&["--no-block", "start", unit], act::ASKING)
 }
 
 /// Starts a rebuild, and not again soon: each copies the whole primary.

@@ -2,8 +2,7 @@
 //! about to cut off its binlog.
 
 use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use alerts::Severity;
@@ -17,7 +16,7 @@ use statefile::{Durability, replace_json};
 use crate::binlog;
 use crate::cli::{Common, Exit};
 use crate::look::{Depth, look};
-use crate::path_error::{PathError, at};
+use crate::path_error::{PathError, at, remove};
 use crate::tell;
 
 /// Read by mariadb.service; Debian's unit passes the variable on to mariadbd.
@@ -177,10 +176,11 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
     {
         log::info!("nothing was cut off {}", saved.original.display());
     } else {
-        let directory = settings.paths.state.join("recovered").join(format!(
-            "binlog-{}",
-            jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")
-        ));
+        let directory = settings
+            .paths
+            .state
+            .join("recovered")
+            .join(format!("binlog-{}", tell::stamp(jiff::Timestamp::now())));
         fs::create_dir_all(&directory).map_err(at(&directory))?;
         let sql = directory.join("cut-off.sql");
         // From where the original ends now; the whole copy when that is not known.
@@ -213,12 +213,5 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
         );
     }
     remove(&place.copy)?;
-    remove(&place.note)
-}
-
-fn remove(path: &Path) -> Result<(), RecoveryError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error).into()),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    Ok(remove(&place.note)?)
 }

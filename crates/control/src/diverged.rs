@@ -83,13 +83,8 @@ pub enum Settled {
         /// The report.
         report: PathBuf,
     },
-    /// Only a copy of the primary helps.
-    NeedsRebuild {
-        /// Why they could not be taken back.
-        why: String,
-        /// The report.
-        report: PathBuf,
-    },
+    /// Only a copy of the primary helps; why, for a person.
+    NeedsRebuild(String),
 }
 
 /// Saves what only this node has, and takes it back where that is possible. The role lock is held.
@@ -98,20 +93,39 @@ pub fn settle(
     primary: &Node,
     server: &Server,
 ) -> Result<Settled, DivergedError> {
+    match save_and_take_back(settings, primary, server) {
+        // No binlog that can be read: there is no report, and the data themselves stay.
+        Err(
+            error @ (DivergedError::Purged { .. }
+            | DivergedError::Binlog(_)
+            | DivergedError::Process(_)),
+        ) => Ok(Settled::NeedsRebuild(error.to_string())),
+        settled => settled,
+    }
+}
+
+fn save_and_take_back(
+    settings: &Settings,
+    primary: &Node,
+    server: &Server,
+) -> Result<Settled, DivergedError> {
     // That of a look is less patient.
     let session = &mut Session::connect(settings, Target::Local, STATEMENT)?;
     let (divergence, report) = write_down_with(settings, session, primary, server)?;
-    if let Some(why) = divergence.obstacle(session)? {
-        return Ok(Settled::NeedsRebuild { why, report });
-    }
-    match divergence.take_back(settings, session, &report) {
-        Ok(()) => {}
-        // The client's transaction was rolled back: the rows are as they were.
-        Err(DivergedError::Process(error)) => {
-            let why = error.to_string();
-            return Ok(Settled::NeedsRebuild { why, report });
-        }
-        Err(error) => return Err(error),
+    let obstacle = match divergence.obstacle(session)? {
+        Some(why) => Some(why),
+        None => match divergence.take_back(settings, session, &report) {
+            // The client's transaction was rolled back: the rows are as they were.
+            Err(DivergedError::Process(error)) => Some(error.to_string()),
+            taken => taken.map(|()| None)?,
+        },
+    };
+    if let Some(why) = obstacle {
+        return Ok(Settled::NeedsRebuild(format!(
+            "this node has transactions that {} never had, written down in {}, and they cannot be taken back: {why}",
+            primary.name,
+            report.display()
+        )));
     }
     statements::demote(session, settings, primary)?;
     Ok(Settled::TakenBack { report })
@@ -143,14 +157,6 @@ fn write_down_with(
     .ok_or(DivergedError::Purged { missing })?;
     let report = divergence.save(settings, session, primary, server.epoch_number())?;
     Ok((divergence, report))
-}
-
-/// For a person.
-pub fn needs_rebuild(primary: &str, why: &str, report: &Path) -> String {
-    format!(
-        "this node has transactions that {primary} never had, written down in {}, and they cannot be taken back: {why}",
-        report.display()
-    )
 }
 
 /// Reads the binlogs from the newest that the primary's history still covers. What is known by the position of
@@ -206,12 +212,7 @@ impl Divergence {
             return String::new();
         };
         let began = jiff::Timestamp::from_second(first.time.into()).unwrap_or_default();
-        format!(
-            "{}_{}-{}",
-            first.gtid,
-            last.gtid,
-            began.strftime("%Y%m%dT%H%M%SZ")
-        )
+        format!("{}_{}-{}", first.gtid, last.gtid, tell::stamp(began))
     }
 
     fn binlog(&self, options: &[&str]) -> Program {
@@ -344,7 +345,7 @@ impl Divergence {
         // Its relay log is of the wrong history.
         session.execute("RESET SLAVE ALL")?;
         // One of its own each time: binlogs begin with the same numbers again.
-        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let now = tell::stamp(jiff::Timestamp::now());
         let directory = report.with_extension(format!("binlogs-{now}"));
         fs::create_dir_all(&directory).map_err(at(&directory))?;
         for log in &self.logs {

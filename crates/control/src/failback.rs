@@ -274,6 +274,14 @@ impl FailbackError {
     }
 }
 
+/// How this node can follow the primary.
+enum Attached {
+    /// With its own data, or it does already.
+    AsItIs,
+    /// With a copy of the primary; the refusal without one.
+    OnlyByCopy(FailbackError),
+}
+
 /// What the decision table says of this node, at a person's word.
 fn decision(seen: &Look) -> Decision {
     let policy = Policy {
@@ -401,7 +409,7 @@ impl Failback<'_> {
     fn rejoin(&self, primary: &str) -> Result<(), FailbackError> {
         let settings = self.settings;
         let node = takeover::node(settings, primary).ok_or(FailbackError::NoPrimary)?;
-        if let Err(refused) = self.attach(node)? {
+        if let Attached::OnlyByCopy(refused) = self.attach(node)? {
             if !self.options.rebuild {
                 return Err(refused);
             }
@@ -433,8 +441,8 @@ impl Failback<'_> {
         })
     }
 
-    /// Follows the primary as this node is, or says why it cannot.
-    fn attach(&self, primary: &Node) -> Result<Result<(), FailbackError>, FailbackError> {
+    /// Follows the primary as this node is, where that can be.
+    fn attach(&self, primary: &Node) -> Result<Attached, FailbackError> {
         const NEXT: &str = "failback --rejoin-only --rebuild";
         let settings = self.settings;
         let _lock = RoleLock::take(settings, Duration::from_secs(5))?;
@@ -450,7 +458,7 @@ impl Failback<'_> {
             };
             // One that is slow, or starts, is not replaced.
             return if seen.seen.local.database == Database::Down {
-                Ok(Err(refused))
+                Ok(Attached::OnlyByCopy(refused))
             } else {
                 Err(refused)
             };
@@ -464,29 +472,16 @@ impl Failback<'_> {
                 let Some((_, server)) = seen.seen.primary() else {
                     return Err(FailbackError::NoPrimary);
                 };
-                match diverged::settle(settings, primary, server) {
-                    Ok(Settled::TakenBack { report }) => self.say(&format!(
+                match diverged::settle(settings, primary, server)? {
+                    Settled::TakenBack { report } => self.say(&format!(
                         "took back what {} never had, see {}; replicates from it",
                         primary.name,
                         report.display()
                     )),
-                    Ok(Settled::NeedsRebuild { why, report }) => {
-                        return Ok(Err(FailbackError::Refused {
-                            why: diverged::needs_rebuild(&primary.name, &why, &report),
-                            next: NEXT.to_owned(),
-                        }));
+                    Settled::NeedsRebuild(why) => {
+                        let next = NEXT.to_owned();
+                        return Ok(Attached::OnlyByCopy(FailbackError::Refused { why, next }));
                     }
-                    Err(
-                        error @ (DivergedError::Purged { .. }
-                        | DivergedError::Binlog(_)
-                        | DivergedError::Process(_)),
-                    ) => {
-                        return Ok(Err(FailbackError::Refused {
-                            why: error.to_string(),
-                            next: NEXT.to_owned(),
-                        }));
-                    }
-                    Err(error) => return Err(error.into()),
                 }
             }
             Decision::Refuse { why, next } => {
@@ -509,11 +504,11 @@ impl Failback<'_> {
                 {
                     self.write_down(primary, server);
                 }
-                return Ok(Err(refused));
+                return Ok(Attached::OnlyByCopy(refused));
             }
             _ => {}
         }
-        Ok(Ok(()))
+        Ok(Attached::AsItIs)
     }
 
     /// What only this node has, before its data are replaced; they are kept in any case.

@@ -1,5 +1,6 @@
 //! A file that could not be read or written, with its path.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,14 @@ use std::path::{Path, PathBuf};
 pub struct PathError {
     path: PathBuf,
     source: io::Error,
+}
+
+/// Removes a file that may not be there.
+pub fn remove(path: &Path) -> Result<(), PathError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// For `map_err`.

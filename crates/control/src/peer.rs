@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Parser;
 use observe::{Memory, MemoryError, NodeRole, SyncStatus};
-use process::Program;
 use role::{Database, GtidSet};
 use settings::Settings;
 
@@ -248,13 +247,11 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             done(track::set_standby(settings, *on).map_err(|e| e.to_string()))
         }
         Request::RestartKeepalived {} => done(
-            Program::new("systemctl")
-                .args(["--no-block", "restart", "keepalived.service"])
-                .deadline(Duration::from_secs(3))
-                .run()
-                .and_then(process::Output::success)
-                .map(drop)
-                .map_err(|e| e.to_string()),
+            act::systemctl(
+                &["--no-block", "restart", "keepalived.service"],
+                act::ASKING,
+            )
+            .map_err(|e| e.to_string()),
         ),
     }
 }

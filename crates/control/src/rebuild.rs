@@ -15,13 +15,14 @@ use role::GtidSet;
 use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
 use settings::{Node, Settings};
 
+use crate::act;
 use crate::cancel::Cancel;
 use crate::link::{LinkError, ssh};
 use crate::lock::{LockError, RoleLock, exclusive};
 use crate::look::{Depth, look};
 use crate::path_error::{PathError, at};
 use crate::sql_client::{Credentials, CredentialsError};
-use crate::statements;
+use crate::{statements, tell};
 
 /// What a peer's ssh key may ask for, without arguments: a copy of the database on standard output.
 pub const COMMAND: &str = "backup";
@@ -350,7 +351,7 @@ fn fetch(
         .ok_or_else(|| RebuildError::Gone(primary.name.clone()))?;
     // Of the other servers nothing is added while the primary is the only one that writes; its own number
     // is the copy's.
-    let state = gtids(source, "SELECT @@gtid_binlog_state")?;
+    let state = statements::gtids(source, "SELECT @@gtid_binlog_state")?;
     fs::create_dir(&place.part).map_err(at(&place.part))?;
     let start = Instant::now();
     let mut told = None::<Instant>;
@@ -514,11 +515,11 @@ fn change_places(
     say: &dyn Fn(&str),
 ) -> Result<PathBuf, RebuildError> {
     let unit = &settings.database.unit;
-    let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    let stamp = tell::stamp(jiff::Timestamp::now());
     let kept = sibling(&place.data, &format!("before-{stamp}"));
-    if let Err(error) = systemctl(&["stop", unit]) {
+    if let Err(error) = systemctl("stop", unit) {
         // It may have stopped after all.
-        systemctl(&["start", unit])?;
+        systemctl("start", unit)?;
         return Err(error);
     }
     // Under its last name before the exchange: whatever dies now, no run takes the old data for a part.
@@ -529,11 +530,11 @@ fn change_places(
         // What is there is no old data.
         let _ = fs::rename(&kept, &place.part);
     }
-    let started = systemctl(&["start", unit]);
+    let started = systemctl("start", unit);
     swapped?;
     if let Err(why) = started {
         exchange(place, &kept)?;
-        systemctl(&["start", unit])?;
+        systemctl("start", unit)?;
         let why = Box::new(why);
         return Err(RebuildError::NoStart { copy: kept, why });
     }
@@ -542,7 +543,7 @@ fn change_places(
         kept.display()
     ));
     let mut session = Session::connect(settings, Target::Local, settings.role.answer_timeout)?;
-    let found = gtids(&mut session, "SELECT @@gtid_slave_pos")?;
+    let found = statements::gtids(&mut session, "SELECT @@gtid_slave_pos")?;
     if found != history.position {
         return Err(RebuildError::WrongPosition {
             found: found.to_string(),
@@ -562,22 +563,8 @@ fn exchange(place: &Place, other: &Path) -> Result<(), PathError> {
         .map_err(at(&place.data))
 }
 
-fn gtids(session: &mut Session, statement: &str) -> Result<GtidSet, SqlError> {
-    let answer: String = session.row(statement)?;
-    answer.parse().map_err(|_| SqlError::Answer {
-        statement: statement.to_owned(),
-        answer,
-        expected: "a list of GTIDs",
-    })
-}
-
-fn systemctl(words: &[&str]) -> Result<(), RebuildError> {
-    Program::new("systemctl")
-        .args(words)
-        .deadline(SERVER)
-        .run()?
-        .success()?;
-    Ok(())
+fn systemctl(verb: &str, unit: &str) -> Result<(), RebuildError> {
+    Ok(act::systemctl(&[verb, unit], SERVER)?)
 }
 
 #[cfg(test)]

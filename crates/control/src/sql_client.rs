@@ -1,14 +1,14 @@
 //! MariaDB's own client programs: they take the password from a file that only root can read.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use process::Program;
 use settings::{Settings, SettingsError};
 
-use crate::path_error::{PathError, at};
+use crate::path_error::{PathError, at, remove};
 
 /// Why no credentials could be given.
 #[derive(Debug, thiserror::Error)]
@@ -35,12 +35,7 @@ impl Credentials {
         let quoted = password.reveal().replace('\\', "\\\\").replace('"', "\\\"");
         let path = settings.paths.run.join(format!("{purpose}.cnf"));
         // One that a killed run left may have other permissions.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(at(&path)(error).into());
-            }
-            Ok(()) | Err(_) => {}
-        }
+        remove(&path)?;
         let made = Self { path };
         OpenOptions::new()
             .create_new(true)

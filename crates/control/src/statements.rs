@@ -126,6 +126,20 @@ pub fn wait_for(
     Ok(answer == 0)
 }
 
+/// What a statement answers as a list of GTIDs.
+pub fn gtids(session: &mut Session, statement: &str) -> Result<GtidSet, SqlError> {
+    let answer: String = session.row(statement)?;
+    as_gtids(statement, answer)
+}
+
+fn as_gtids(statement: &str, answer: String) -> Result<GtidSet, SqlError> {
+    answer.parse().map_err(|_| SqlError::Answer {
+        statement: statement.to_owned(),
+        answer,
+        expected: "a list of GTIDs",
+    })
+}
+
 /// The position of a server that no longer writes: read until it is twice the same.
 pub fn stable_position(
     session: &mut Session,
@@ -137,14 +151,7 @@ pub fn stable_position(
     loop {
         let now: (String, String) = session.row(statement)?;
         if now == last {
-            let parse = |text: &str| {
-                text.parse::<GtidSet>().map_err(|_| SqlError::Answer {
-                    statement: statement.to_owned(),
-                    answer: text.to_owned(),
-                    expected: "a list of GTIDs",
-                })
-            };
-            return Ok((parse(&now.0)?, parse(&now.1)?));
+            return Ok((as_gtids(statement, now.0)?, as_gtids(statement, now.1)?));
         }
         if start.elapsed() > limit {
             return Err(SqlError::Answer {
@@ -236,11 +243,7 @@ pub fn flashback_note(
     let Some((undone, history)) = rows.into_iter().next() else {
         return Ok(None);
     };
-    let history = history.parse::<GtidSet>().map_err(|_| SqlError::Answer {
-        statement,
-        answer: history,
-        expected: "a list of GTIDs",
-    })?;
+    let history = as_gtids(&statement, history)?;
     Ok(Some(FlashbackNote { undone, history }))
 }
 

@@ -400,13 +400,7 @@ impl Execution<'_> {
     /// Not to get the tail is a loss only when clients may have been told that it is safe.
     fn harvest(&mut self, peer: &str) -> Result<(), StepError> {
         let settings = self.settings;
-        let statement = "SELECT @@gtid_current_pos";
-        let after: String = self.local()?.row(statement)?;
-        let after = after.parse::<GtidSet>().map_err(|_| SqlError::Answer {
-            statement: statement.to_owned(),
-            answer: after,
-            expected: "a list of GTIDs",
-        })?;
+        let after = statements::gtids(self.local()?, "SELECT @@gtid_current_pos")?;
         let Some(node) = node(settings, peer) else {
             return Ok(());
         };

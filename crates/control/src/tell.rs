@@ -126,6 +126,11 @@ pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
     }
 }
 
+/// A moment as a part of a file's name.
+pub fn stamp(moment: jiff::Timestamp) -> String {
+    moment.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
 /// Replaces a file at once. Any account may read it, whatever the umask of who typed a command.
 pub fn write_json(path: &Path, value: &impl Serialize) {
     if let Err(error) = replace_json(path, 0o644, value, Durability::Visible) {

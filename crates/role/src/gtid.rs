@@ -39,42 +39,34 @@ pub struct GtidError {
 }
 
 impl GtidSet {
+    fn gtids(&self) -> impl Iterator<Item = Gtid> + '_ {
+        self.0.iter().map(|((domain, server), sequence)| Gtid {
+            domain: *domain,
+            server: *server,
+            sequence: *sequence,
+        })
+    }
+
     /// Whether every transaction of `other` is here too.
     pub fn contains(&self, other: &Self) -> bool {
-        self.missing_from(other).0.is_empty()
+        other.gtids().all(|gtid| self.includes(gtid))
     }
 
     /// What `other` has and this set has not: the highest sequence number for each server.
     pub fn missing_from(&self, other: &Self) -> Self {
-        Self(
-            other
-                .0
-                .iter()
-                .filter(|(key, sequence)| self.0.get(key).is_none_or(|mine| mine < sequence))
-                .map(|(key, sequence)| (*key, *sequence))
-                .collect(),
-        )
+        other.gtids().filter(|gtid| !self.includes(*gtid)).collect()
     }
 
     /// Without what the server of this id has written.
     pub fn without_server(&self, server_id: u32) -> Self {
-        Self(
-            self.0
-                .iter()
-                .filter(|((_, server), _)| *server != server_id)
-                .map(|(key, sequence)| (*key, *sequence))
-                .collect(),
-        )
+        self.gtids()
+            .filter(|gtid| gtid.server != server_id)
+            .collect()
     }
 
     /// The union: the higher number wins.
     pub fn union(&self, other: &Self) -> Self {
-        let mut all = self.0.clone();
-        for (key, sequence) in &other.0 {
-            let mine = all.entry(*key).or_default();
-            *mine = (*mine).max(*sequence);
-        }
-        Self(all)
+        self.gtids().chain(other.gtids()).collect()
     }
 
     /// How many sequence numbers `other` is ahead, summed over domains. In strict mode the
@@ -112,42 +104,24 @@ impl GtidSet {
 
     /// The last transaction of each domain: a position, as replication starts from it.
     pub fn position(&self) -> Self {
-        let mut last: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
-        for ((domain, server), sequence) in &self.0 {
-            let newest = last.entry(*domain).or_insert((*server, *sequence));
-            if newest.1 < *sequence {
-                *newest = (*server, *sequence);
+        let mut last: BTreeMap<u32, Gtid> = BTreeMap::new();
+        for gtid in self.gtids() {
+            let newest = last.entry(gtid.domain).or_insert(gtid);
+            if newest.sequence < gtid.sequence {
+                *newest = gtid;
             }
         }
-        Self(
-            last.into_iter()
-                .map(|(domain, (server, sequence))| ((domain, server), sequence))
-                .collect(),
-        )
+        last.into_values().collect()
     }
 
     /// What of it `other` has, too.
     pub fn within(&self, other: &Self) -> Self {
-        Self(
-            self.0
-                .iter()
-                .filter(|(key, sequence)| other.0.get(key).is_some_and(|last| last >= sequence))
-                .map(|(key, sequence)| (*key, *sequence))
-                .collect(),
-        )
+        self.gtids().filter(|gtid| other.includes(*gtid)).collect()
     }
 
     /// As `gtid_binlog_state` takes it: the last of a domain counts as the one that was written last.
     pub fn in_order(&self) -> String {
-        let mut gtids: Vec<Gtid> = self
-            .0
-            .iter()
-            .map(|((domain, server), sequence)| Gtid {
-                domain: *domain,
-                server: *server,
-                sequence: *sequence,
-            })
-            .collect();
+        let mut gtids: Vec<Gtid> = self.gtids().collect();
         gtids.sort_by_key(|gtid| (gtid.domain, gtid.sequence));
         let texts: Vec<String> = gtids.iter().map(ToString::to_string).collect();
         texts.join(",")
@@ -156,6 +130,16 @@ impl GtidSet {
     /// Whether the set is empty: a server that never wrote.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl FromIterator<Gtid> for GtidSet {
+    fn from_iter<I: IntoIterator<Item = Gtid>>(gtids: I) -> Self {
+        let mut set = Self::default();
+        for gtid in gtids {
+            set.add(gtid);
+        }
+        set
     }
 }
 
@@ -184,8 +168,11 @@ impl FromStr for GtidSet {
             if parts.next().is_some() {
                 return Err(error());
             }
-            let highest = set.0.entry((domain, server)).or_default();
-            *highest = sequence.max(*highest);
+            set.add(Gtid {
+                domain,
+                server,
+                sequence,
+            });
         }
         Ok(set)
     }
@@ -207,9 +194,9 @@ impl From<GtidSet> for String {
 
 impl fmt::Display for GtidSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, ((domain, server), sequence)) in self.0.iter().enumerate() {
+        for (index, gtid) in self.gtids().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma}{domain}-{server}-{sequence}")?;
+            write!(f, "{comma}{gtid}")?;
         }
         Ok(())
     }
