@@ -134,6 +134,15 @@ impl Beside {
                 continue;
             }
             self.note(tree_index, &tree, &differences);
+            if let Scope::Names(_) = scope {
+                let mut state = self.shared.lock();
+                let sampled = &mut state.standbys[self.index].sampled;
+                sampled.open = sampled.open.saturating_sub(1);
+                sampled.differing.append(&mut differences.found);
+                drop(state);
+                self.shared.notify();
+                continue;
+            }
             let found = differences.found.len();
             if found > 0 || scope == Scope::Whole {
                 let text = format!(
@@ -144,6 +153,7 @@ impl Beside {
                         Scope::Whole => "",
                         Scope::Below(_) => " in part",
                         Scope::NamesInRoot => " at the top",
+                        Scope::Names(_) => " by sample",
                     },
                     start.elapsed(),
                     differences.extraneous

@@ -13,6 +13,8 @@ pub enum Scope {
     Below(Vec<Vec<u8>>),
     /// The names in the root itself.
     NamesInRoot,
+    /// These files, by their digests.
+    Names(Vec<Vec<u8>>),
 }
 
 impl Scope {
@@ -46,6 +48,13 @@ impl Scope {
                 "--from0",
                 "--files-from=-",
             ],
+            Self::Names(_) => &[
+                "-n",
+                "--checksum",
+                "--out-format=%i %l %n",
+                "--from0",
+                "--files-from=-",
+            ],
         }
     }
 
@@ -54,18 +63,21 @@ impl Scope {
         match self {
             Self::Whole => Vec::new(),
             Self::NamesInRoot => b"./\0".to_vec(),
-            Self::Below(paths) => {
-                let mut list = Vec::new();
-                for path in paths {
-                    list.extend_from_slice(b"./");
-                    list.extend_from_slice(path);
-                    // With the slash its content is compared, not only the directory.
-                    list.extend_from_slice(b"/\0");
-                }
-                list
-            }
+            // With the slash its content is compared, not only the directory.
+            Self::Below(paths) => listed(paths, b"/\0"),
+            Self::Names(paths) => listed(paths, b"\0"),
         }
     }
+}
+
+fn listed(paths: &[Vec<u8>], end: &[u8]) -> Vec<u8> {
+    let mut list = Vec::new();
+    for path in paths {
+        list.extend_from_slice(b"./");
+        list.extend_from_slice(path);
+        list.extend_from_slice(end);
+    }
+    list
 }
 
 /// A difference.

@@ -364,6 +364,21 @@ impl Dirs {
             .collect()
     }
 
+    /// The directories of a tree that have files.
+    pub fn with_files(&self, tree: u16) -> Vec<NodeId> {
+        self.nodes
+            .iter()
+            .zip(0..)
+            .filter_map(|(slot, index)| {
+                let node = slot.1.as_ref()?;
+                (node.tree == tree && node.files > 0).then_some(NodeId {
+                    index,
+                    generation: slot.0,
+                })
+            })
+            .collect()
+    }
+
     /// Directories watched and polled, and files, of a tree.
     pub fn totals(&self, tree: u16) -> (u64, u64, u64) {
         self.nodes

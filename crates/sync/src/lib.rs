@@ -21,6 +21,7 @@ mod queue;
 mod receive;
 mod recovered;
 mod root;
+mod sample;
 mod service;
 mod session;
 mod socket;

@@ -19,6 +19,7 @@ use settings::Settings;
 use crate::dirs::Key;
 use crate::hold;
 use crate::root;
+use crate::sample;
 use crate::state::{Seal, Shared, Waited};
 
 /// A client that does not ask within this time is dropped.
@@ -29,6 +30,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const BARRIER: Duration = Duration::from_secs(1);
 /// How long a person's word lets deletions above the limit pass.
 const RELEASE: Duration = Duration::from_secs(600);
+/// Longest time for a sample, and the most files of one.
+const SAMPLE: Duration = Duration::from_secs(10);
+const MOST_SAMPLES: usize = 1000;
 /// Most connections at once.
 const MOST_CLIENTS: usize = 512;
 /// A path is shorter.
@@ -138,7 +142,12 @@ impl Desk {
             },
             ("unseal", "") => self.unseal(),
             ("release", "") => self.release(),
-            _ => "error expected wait PATH, probe, seal MS, unseal or release".to_owned(),
+            ("sample", wanted) => match wanted.split_once(' ').map(|(n, node)| (n.parse(), node)) {
+                Some((Ok(files), node)) => self.sample(files, node),
+                Some((Err(_), _)) | None => format!("error `{wanted}` is not FILES NODE"),
+            },
+            _ => "error expected wait PATH, probe, seal MS, unseal, release or sample FILES NODE"
+                .to_owned(),
         })
     }
 
@@ -345,6 +354,18 @@ impl Desk {
             shared.notify();
         }
         "unsealed".to_owned()
+    }
+
+    /// Compares some files with a standby by their digests.
+    fn sample(&self, files: usize, standby: &str) -> String {
+        let (shared, active) = {
+            let current = self.current();
+            (current.shared.clone(), current.active)
+        };
+        match shared.filter(|_| active) {
+            Some(shared) => sample::sample(&shared, files.min(MOST_SAMPLES), standby, SAMPLE),
+            None => "error this node is not the active one".to_owned(),
+        }
     }
 
     fn release(&self) -> String {

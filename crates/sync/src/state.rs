@@ -13,6 +13,7 @@ use crate::outcome::DeletionLimit;
 use crate::pattern::Patterns;
 use crate::queue::{Change, Mark, Queue, Rename};
 use crate::root::Identity;
+use crate::sample::Sampled;
 
 /// How `wait` ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct StandbyState {
     pub compare: Vec<(u16, Scope)>,
     /// A comparison runs.
     pub comparing: bool,
+    /// What the last sample has shown.
+    pub sampled: Sampled,
     /// Names under way, and their bytes.
     pub in_flight: usize,
     /// Bytes under way or known to be waiting.
