@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use lab::writer::{Report, Writer, now};
-use lab::{Lab, NodeName, OpenSession, Output, VIP, wait_until};
+use lab::{Lab, NodeName, OpenSession, Output, Side, VIP, wait_until};
 
 use NodeName::{Node1, Node2};
 
@@ -287,6 +287,191 @@ fn killed_at_any_step_it_ends_well() {
     }
 }
 
+/// What strikes while `failback` on node1 stands still in the middle of the switch-over from node2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strike {
+    /// The nodes' own network is cut; they can reach each other on the clients'.
+    Private,
+    /// Node2 is cut off on both networks.
+    Both,
+    /// Node2 loses its power.
+    Power,
+    /// Nothing else: `failback` itself hangs until its peer has gone on alone.
+    Hang,
+}
+
+/// Those that differ most, or with `LAB_ALL=1` in the environment each of them.
+fn strikes() -> Vec<(&'static str, Strike)> {
+    use Strike::{Both, Hang, Power, Private};
+    let usual = [
+        ("freeze-peer", Hang),
+        ("freeze-peer", Private),
+        ("grant", Private),
+        ("open", Private),
+        ("grant", Both),
+        ("freeze-peer", Power),
+    ];
+    let more = [
+        ("seal-files", Private),
+        ("claim-epoch", Private),
+        ("freeze-peer", Both),
+        ("open", Both),
+        ("grant", Power),
+        ("open", Power),
+    ];
+    let all = std::env::var_os("LAB_ALL").is_some();
+    usual
+        .into_iter()
+        .chain(more.into_iter().filter(|_| all))
+        .collect()
+}
+
+/// Whether two nodes were seen writable at once, by looking all the time.
+struct Watchman {
+    stop: Arc<AtomicBool>,
+    seen: JoinHandle<Vec<String>>,
+}
+
+impl Watchman {
+    fn start(lab: &Lab) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (lab, over) = (lab.clone(), Arc::clone(&stop));
+        let seen = thread::spawn(move || {
+            let mut seen = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                match lab.roles() {
+                    Ok(roles) if roles.writable.len() > 1 => seen.push(format!("{roles:?}")),
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            seen
+        });
+        Self { stop, seen }
+    }
+
+    fn assert_never_two(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        assert_eq!(self.seen.join().unwrap(), Vec::<String>::new());
+    }
+}
+
+/// Runs `failback` on node1 until it stands still after a step.
+fn stopped_after(lab: &Lab, step: &str) -> JoinHandle<Output> {
+    let fault = format!("echo 'stop after {step}' > /var/lib/keepalived-companion/fault");
+    ends_with(lab, Node1, &["sh", "-c", &fault], 0);
+    let running = {
+        let lab = lab.clone();
+        // A shell between: nsenter stops with its child.
+        let command = format!("{FAILBACK}; exit $?");
+        thread::spawn(move || lab.exec(Node1, &["sh", "-c", &command]).unwrap())
+    };
+    wait_until("failback to stand still", LIMIT, || {
+        let states = lab.exec(Node1, &["ps", "-C", "failback", "-o", "stat="])?;
+        Ok(if states.text().starts_with('T') {
+            Ok(())
+        } else {
+            Err(states.text())
+        })
+    })
+    .unwrap();
+    running
+}
+
+fn rows_on(lab: &Lab, node: NodeName) -> u64 {
+    lab::event::rows(lab, node).unwrap()
+}
+
+#[test]
+fn what_breaks_in_the_middle_of_a_switch_over_ends_well() {
+    let (_one_at_a_time, lab) = whole_lab();
+    for (step, strike) in strikes() {
+        lab.make_whole(Node1, LIMIT).unwrap();
+        hand_over(&lab);
+        let writer = start_writer(&lab, 1);
+        let watchman = Watchman::start(&lab);
+        let struck = now();
+        let running = stopped_after(&lab, step);
+        match strike {
+            Strike::Private => lab.partition(Node2, Side::Private).unwrap(),
+            Strike::Both => lab.partition(Node2, Side::Both).unwrap(),
+            Strike::Power => lab.power_off(Node2).unwrap(),
+            Strike::Hang => {
+                let before = rows_on(&lab, Node2);
+                wait_until("node2 to go on alone", LIMIT, || {
+                    let rows = rows_on(&lab, Node2);
+                    Ok(if rows > before + 50 {
+                        Ok(())
+                    } else {
+                        Err(rows.to_string())
+                    })
+                })
+                .unwrap();
+            }
+        }
+        ends_with(&lab, Node1, &["pkill", "-CONT", "-x", "failback"], 0);
+        let output = running.join().unwrap();
+        await_rows(&writer, 200);
+        let went_on = now();
+        lab.heal().unwrap();
+        lab.power_on(Node2).unwrap();
+        wait_until("one primary with a standby", LIMIT, || {
+            let roles = lab.roles()?;
+            let well = roles.writable.len() == 1
+                && roles.vip == roles.writable
+                && roles.replicating == [roles.writable[0].other()];
+            Ok(if well {
+                Ok(())
+            } else {
+                Err(format!("{roles:?}"))
+            })
+        })
+        .unwrap();
+        let primary = lab.roles().unwrap().writable[0];
+        lab.settled(primary, LIMIT).unwrap();
+        await_rows(&writer, 100);
+        watchman.assert_never_two();
+        let report = writer.stop().unwrap();
+        let outage = report.longest_gap_within(struck, went_on);
+        println!(
+            "{strike:?} after {step}: {outage:.2} s without a write, exit {:?}, then {primary} with {:.2} s at most",
+            output.status.code(),
+            report.longest_gap(went_on)
+        );
+        assert_whole(&lab, &report, primary);
+        // Both nodes are well and reach each other: writes are frozen for no longer than freeze_limit_ms.
+        if matches!(strike, Strike::Private | Strike::Hang) {
+            assert!(outage < 5.0, "{}", said(&output));
+        }
+        // The old primary has not given the right to write away: it has it back.
+        if strike == Strike::Hang {
+            assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+            assert_eq!(primary, Node2);
+        }
+    }
+}
+
+/// The standby's applying thread stops at a row that is there already.
+fn stop_applying(lab: &Lab, standby: NodeName) {
+    const ROW: &str = "INSERT INTO ha_app.rows (writer, n, at) VALUES (78, 1, NOW(6))";
+    lab.sql(standby, &format!("SET sql_log_bin = 0; {ROW}"))
+        .unwrap();
+    lab.sql(standby.other(), ROW).unwrap();
+    wait_until("the applying thread to stop", LIMIT, || {
+        let errno = lab.sql(standby, "SHOW ALL SLAVES STATUS")?;
+        Ok(if errno.contains("1062") {
+            Ok(())
+        } else {
+            Err(errno)
+        })
+    })
+    .unwrap();
+}
+
+fn go_on_applying(lab: &Lab, standby: NodeName) {
+    let repaired = "SET sql_log_bin = 0; DELETE FROM ha_app.rows WHERE writer = 78; START SLAVE";
+    lab.sql(standby, repaired).unwrap();
+}
+
 #[test]
 fn what_stands_in_the_way_is_named_before_anything_is_touched() {
     let (_one_at_a_time, lab) = whole_lab();
@@ -331,32 +516,10 @@ fn what_stands_in_the_way_is_named_before_anything_is_touched() {
     );
     assert_eq!(lab.roles().unwrap().writable, [Node2]);
     // And a standby that does not apply.
-    lab.sql(
-        Node1,
-        "SET sql_log_bin = 0; INSERT INTO ha_app.rows (writer, n, at) VALUES (78, 1, NOW(6))",
-    )
-    .unwrap();
-    lab.sql(
-        Node2,
-        "INSERT INTO ha_app.rows (writer, n, at) VALUES (78, 1, NOW(6))",
-    )
-    .unwrap();
-    wait_until("the applying thread to stop", LIMIT, || {
-        let errno = lab.sql(Node1, "SHOW ALL SLAVES STATUS")?;
-        Ok(if errno.contains("1062") {
-            Ok(())
-        } else {
-            Err(errno)
-        })
-    })
-    .unwrap();
+    stop_applying(&lab, Node1);
     let told = ends_with(&lab, Node1, &[FAILBACK], 3);
     assert!(told.contains("replication stopped"), "{told}");
-    lab.sql(
-        Node1,
-        "SET sql_log_bin = 0; DELETE FROM ha_app.rows WHERE writer = 78; START SLAVE",
-    )
-    .unwrap();
+    go_on_applying(&lab, Node1);
     ends_with(&lab, Node1, &[FAILBACK], 0);
 }
 
@@ -531,6 +694,69 @@ fn what_cannot_be_taken_back_needs_a_copy_of_the_primary() {
     assert!(kept.status.success(), "{}", said(&kept));
 }
 
+/// Changes lines of a node's settings; gives the settings as they were.
+fn set(node: NodeName, changes: &[(&str, &str)]) -> String {
+    let path = node.root().join("etc/keepalived/companion.toml");
+    let before = std::fs::read_to_string(&path).unwrap();
+    let mut text = before.clone();
+    for (from, to) in changes {
+        assert_eq!(text.matches(from).count(), 1, "{from} in {before}");
+        text = text.replace(from, to);
+    }
+    std::fs::write(&path, text).unwrap();
+    before
+}
+
+#[test]
+fn by_itself_the_old_primary_is_rebuilt_and_comes_back() {
+    let (_one_at_a_time, lab) = whole_lab();
+    let manual = set(
+        Node1,
+        &[
+            ("mode = \"manual\"", "mode = \"automatic\""),
+            ("stable_s = 600", "stable_s = 20"),
+            ("rebuild = \"manual\"", "rebuild = \"automatic\""),
+        ],
+    );
+    diverge(&lab, "CREATE TABLE ha_app.extra (n INT PRIMARY KEY);");
+    let returned = now();
+    let writer = start_writer(&lab, 1);
+    let began = now();
+    lab.settled(Node2, LIMIT).unwrap();
+    let rebuilt = now();
+    println!(
+        "rebuilt by itself {:.1} s after its power was back",
+        rebuilt - returned
+    );
+    assert_eq!(
+        lab.sql(Node1, "SHOW TABLES FROM ha_app LIKE 'extra'")
+            .unwrap(),
+        ""
+    );
+    lab.await_roles("node1 to come back by itself", 2 * LIMIT, |roles| {
+        roles.writable == [Node1] && roles.vip == [Node1]
+    })
+    .unwrap();
+    println!("came back by itself {:.1} s later", now() - rebuilt);
+    lab.settled(Node1, LIMIT).unwrap();
+    await_rows(&writer, 100);
+    let report = writer.stop().unwrap();
+    println!(
+        "{:.2} s without a write during the rebuild, {:.2} s in the way back",
+        report.longest_gap_within(began, rebuilt),
+        report.longest_gap(rebuilt)
+    );
+    assert_whole(&lab, &report, Node1);
+    let settings = Node1.root().join("etc/keepalived/companion.toml");
+    std::fs::write(settings, manual).unwrap();
+    ends_with(
+        &lab,
+        Node1,
+        &["sh", "-c", "rm -r /var/lib/mysql.before-*"],
+        0,
+    );
+}
+
 /// keepalived.conf in the shape of the original: weights, nopreempt on node1 only, slow checks, no track file.
 fn original_configuration(node: NodeName) -> String {
     let (priority, preempt) = match node {
@@ -607,6 +833,37 @@ fn link_legacy(option: &str) {
     }
 }
 
+/// Without a track file a node that may not be promoted leaves the VIP by stopping Keepalived.
+fn a_refused_node_stops_its_keepalived(lab: &Lab) {
+    stop_applying(lab, Node2);
+    lab.power_off(Node1).unwrap();
+    wait_until("Keepalived on node2 to be stopped", LIMIT, || {
+        let state = lab.exec(Node2, &["systemctl", "is-active", "keepalived"])?;
+        let roles = lab.roles()?;
+        Ok(if state.text() == "inactive" && roles.vip.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{}, {roles:?}", state.text()))
+        })
+    })
+    .unwrap();
+    assert_eq!(lab.roles().unwrap().writable, []);
+    let log = "/var/log/keepalived_failover.log";
+    let told = ends_with(lab, Node2, &["tail", "-n", "5", log], 0);
+    assert!(
+        told.contains("once this node is in order: systemctl start keepalived"),
+        "{told}"
+    );
+    lab.power_on(Node1).unwrap();
+    lab.await_roles("node1 as the primary again", LIMIT, |roles| {
+        roles.writable == [Node1] && roles.vip == [Node1]
+    })
+    .unwrap();
+    go_on_applying(lab, Node2);
+    ends_with(lab, Node2, &["systemctl", "start", "keepalived"], 0);
+    lab.settled(Node1, LIMIT).unwrap();
+}
+
 #[test]
 fn with_the_original_keepalived_conf_nothing_is_lost() {
     let (_one_at_a_time, lab) = whole_lab();
@@ -648,6 +905,7 @@ fn with_the_original_keepalived_conf_nothing_is_lost() {
         report.longest_gap(returned)
     );
     assert_whole(&lab, &report, Node1);
+    a_refused_node_stops_its_keepalived(&lab);
     link_legacy("--unlink-legacy");
     configure_keepalived(&lab, |node| ours[usize::from(node == Node2)].clone());
     lab.past_startup_delay(Node1).unwrap();

@@ -24,6 +24,16 @@ pub fn systemctl(words: &[&str], limit: Duration) -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// What looks at the nodes and acts on what it sees, by itself every two seconds.
+const ROLE_UNIT: &str = "keepalived-companion-role.service";
+
+/// Asks for a look now. The role lock must not be held: the look needs it where it acts.
+pub fn start_audit() {
+    if let Err(error) = systemctl(&["start", "--no-block", ROLE_UNIT], ASKING) {
+        log::error!("{error}; the timer looks within two seconds");
+    }
+}
+
 /// Why an effect on this node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {

@@ -22,6 +22,9 @@ use crate::{node_role, relay_log, replicas, statements, takeover, tell, track};
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
 
+/// Keepalived removes its addresses and tells the others before it ends.
+const KEEPALIVED_STOP: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Parser)]
 #[command(
     name = "audit",
@@ -116,7 +119,7 @@ impl From<PromoteError> for AuditError {
 /// One look and what follows. The steady state needs no lock and no forced command.
 fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditError> {
     // With the VIP here and the database closed every moment counts: go straight to the whole look.
-    let urgent = observe::vip_present(settings) && !locally_writable(settings);
+    let urgent = observe::vip_present(settings) && !observe::locally_writable(settings);
     if !urgent {
         let Some(mut glance) = look_unless(settings, Depth::Databases, hook_fired)? else {
             // The loop comes back at once.
@@ -184,12 +187,6 @@ fn tells_the_role(decision: &Decision) -> bool {
         | Decision::RemoveAddress
         | Decision::Refuse { .. } => false,
     }
-}
-
-fn locally_writable(settings: &Settings) -> bool {
-    Session::connect(settings, observe::Target::Local, settings.checks.deadline)
-        .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
-        .is_ok_and(|read_only| !read_only)
 }
 
 /// A node that follows the one that it granted the right to write to needs no note of it any more: a
@@ -363,7 +360,7 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         }
         Decision::Fence { give_up_vip, why } => {
             if *give_up_vip {
-                track::set_standby(settings, true)?;
+                leave_vip(settings)?;
             }
             act::fence_local(settings)?;
             tell::alert(
@@ -388,7 +385,7 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             Ok(())
         }
         Decision::GiveUpVip(why) => {
-            track::set_standby(settings, true)?;
+            leave_vip(settings)?;
             let text = format!("the VIP is left to the others: {why}");
             tell::alert(settings, "vip-given-up", Severity::Warning, &text);
             Ok(())
@@ -426,6 +423,20 @@ fn end_second_primary(
     fenced
 }
 
+/// Leaves the VIP to the others: by the track file, which Keepalived obeys at once. One that has not obeyed it
+/// since the last tick does not load it, as with the original's keepalived.conf, and is stopped: clients that
+/// find a closed database are no better off, and nobody else could serve them.
+fn leave_vip(settings: &Settings) -> Result<(), AuditError> {
+    if !(track::standby(settings) && observe::vip_present(settings)) {
+        return Ok(track::set_standby(settings, true)?);
+    }
+    act::systemctl(&["stop", "keepalived.service"], KEEPALIVED_STOP)?;
+    let text = "Keepalived does not heed the standby track file, so it is stopped here to leave the VIP to the others; \
+                once this node is in order: systemctl start keepalived";
+    tell::alert(settings, "keepalived-stopped", Severity::Critical, text);
+    Ok(())
+}
+
 /// A node whose own data forbid the promotion does not keep the VIP.
 fn give_up_after_refusal(
     settings: &Settings,
@@ -447,7 +458,7 @@ fn give_up_after_refusal(
             | role::Refusal::NotPrimary { .. } => false,
         };
         if own_data {
-            track::set_standby(settings, true)?;
+            leave_vip(settings)?;
         }
     }
     Ok(promoted?)

@@ -14,12 +14,14 @@ use settings::{Node, Settings};
 use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer, answer_step};
 use crate::diverged::{self, DivergedError, Settled};
+use crate::files::{self, Sampled};
 use crate::link::{LinkError, ssh};
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look};
 use crate::preflight::{self, Obstacle};
 use crate::promote::{PromoteError, Promoted, promote};
 use crate::rebuild::{self, RebuildError};
+use crate::takeover::Took;
 use crate::{statements, takeover, tell};
 
 /// The third command that the peers' ssh key may ask for, with the options of [`Options`].
@@ -28,6 +30,8 @@ pub const COMMAND: &str = "failback";
 const TELL: Duration = Duration::from_secs(1);
 /// Between two looks at what changes by itself.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Files that are compared by their digests.
+const SAMPLE: usize = 20;
 /// How long the result may take to show itself.
 const VERIFY: Duration = Duration::from_secs(20);
 
@@ -217,6 +221,8 @@ enum Done {
     Primary {
         /// From the freeze to the replica.
         switch_over_seconds: f64,
+        /// From the freeze to the first write here.
+        frozen_seconds: Option<f64>,
     },
 }
 
@@ -292,6 +298,16 @@ fn decision(seen: &Look) -> Decision {
     decide(&seen.seen, policy)
 }
 
+/// Whether this node's data are of no use as they are: its server is down, and not just slow or starting, or
+/// replication has stopped at an error. Nothing else that is refused says so.
+fn useless(seen: &Look) -> bool {
+    match &seen.seen.local.database {
+        Database::Down => true,
+        Database::Answering(me) => me.channels.iter().any(|c| c.sql_errno != 0),
+        Database::Starting | Database::Silent => false,
+    }
+}
+
 struct Failback<'a> {
     settings: &'a Settings,
     options: &'a Options,
@@ -340,14 +356,13 @@ impl Failback<'_> {
         self.catch_up(&primary)?;
         let took = match self.switch_over(false)? {
             Promoted::Done(_, took) => took,
-            Promoted::Already | Promoted::Planned(_) => Duration::ZERO,
+            Promoted::Already | Promoted::Planned(_) => Took::default(),
         };
-        self.say(&format!(
-            "{me} is the primary; the switch-over took {took:.2?}"
-        ));
+        self.say(&format!("{me} is the primary; the switch-over took {took}"));
         self.verify(&primary)?;
         Ok(Done::Primary {
-            switch_over_seconds: took.as_secs_f64(),
+            switch_over_seconds: took.whole.as_secs_f64(),
+            frozen_seconds: took.frozen.map(|frozen| frozen.as_secs_f64()),
         })
     }
 
@@ -393,10 +408,7 @@ impl Failback<'_> {
     /// The steps of a rebuild, where a run with the same options would come to one.
     fn rebuild_planned(&self, primary: &str) -> Result<Option<Done>, FailbackError> {
         let seen = look(self.settings, Depth::Nodes)?;
-        let helpless = matches!(
-            decision(&seen),
-            Decision::Diverged { .. } | Decision::Refuse { .. }
-        ) || seen.seen.local.database.server().is_none();
+        let helpless = useless(&seen) || matches!(decision(&seen), Decision::Diverged { .. });
         let node = takeover::node(self.settings, primary);
         Ok(node
             .filter(|_| self.options.rebuild && helpless)
@@ -456,8 +468,7 @@ impl Failback<'_> {
                     settings.database.unit
                 ),
             };
-            // One that is slow, or starts, is not replaced.
-            return if seen.seen.local.database == Database::Down {
+            return if useless(&seen) {
                 Ok(Attached::OnlyByCopy(refused))
             } else {
                 Err(refused)
@@ -489,14 +500,7 @@ impl Failback<'_> {
                     why: why.to_owned(),
                     next: next.to_owned(),
                 };
-                let stopped_at_an_error = seen
-                    .seen
-                    .local
-                    .database
-                    .server()
-                    .is_some_and(|me| me.channels.iter().any(|c| c.sql_errno != 0));
-                // Nothing else that is refused says that the data here are no good.
-                if !stopped_at_an_error {
+                if !useless(&seen) {
                     return Err(refused);
                 }
                 if self.options.rebuild
@@ -628,7 +632,7 @@ impl Failback<'_> {
                     self.say(&format!(
                         "verified: the VIP is here, {former} is read-only and has a row just written here"
                     ));
-                    return Ok(());
+                    return self.verify_files(former, start);
                 }
                 Ok(Some(what)) => missing = what,
                 Err(error) => missing = error.to_string(),
@@ -636,6 +640,36 @@ impl Failback<'_> {
             std::thread::sleep(PAUSE);
         }
         Err(FailbackError::Unverified(missing))
+    }
+
+    /// The new sender compares some files by their digests. What differs it sends again, so the next sample
+    /// is equal, unless something keeps them apart.
+    fn verify_files(&self, former: &str, start: Instant) -> Result<(), FailbackError> {
+        let mut told = String::new();
+        while start.elapsed() < VERIFY {
+            match files::sample(self.settings, SAMPLE, former) {
+                Sampled::NoSender {} => {
+                    self.say("no sync-realtime runs here, so no files are compared");
+                    return Ok(());
+                }
+                Sampled::Same { files } => {
+                    self.say(&format!(
+                        "verified: {files} files taken at random are the same on {former}"
+                    ));
+                    return Ok(());
+                }
+                Sampled::NotYet { why } => {
+                    if why != told {
+                        self.say(&format!("the files of {former}: {why}"));
+                    }
+                    told = why;
+                }
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(FailbackError::Unverified(format!(
+            "the files of {former} were not seen to be the same: {told}"
+        )))
     }
 
     fn lacking(

@@ -15,6 +15,8 @@ use crate::lock;
 const LONGEST_SEAL: Duration = Duration::from_secs(1);
 /// To send again takes no time; only a sender that hangs needs more.
 const UNSEAL: Duration = Duration::from_millis(500);
+/// The sender gives a sample up before this.
+const SAMPLE: Duration = Duration::from_secs(12);
 /// A receiver ends as soon as it reads the role; the longest that a failover waits for one that hangs.
 const RECEIVER_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -69,6 +71,59 @@ fn sealed(answer: io::Result<String>) -> Sealed {
         None if answer == "sealed" => Sealed::Whole {},
         None => Sealed::Unknown {
             why: format!("sync-realtime answered `{answer}`"),
+        },
+    }
+}
+
+/// What a sample of this node's files has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sampled {
+    /// The standby has the same.
+    Same {
+        /// How many were compared.
+        files: usize,
+    },
+    /// They are not known to be the same now.
+    NotYet {
+        /// For a person.
+        why: String,
+    },
+    /// No sender runs here.
+    NoSender {},
+}
+
+/// Lets this node's sender compare about so many files with a standby's, by their digests.
+pub fn sample(settings: &Settings, files: usize, standby: &str) -> Sampled {
+    sampled(observe::sync_request(
+        settings,
+        format!("sample {files} {standby}"),
+        SAMPLE,
+    ))
+}
+
+fn sampled(answer: io::Result<String>) -> Sampled {
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) if no_sender(&error) => return Sampled::NoSender {},
+        Err(error) => {
+            return Sampled::NotYet {
+                why: error.to_string(),
+            };
+        }
+    };
+    let words: Vec<&str> = answer.splitn(4, ' ').collect();
+    match words.as_slice() {
+        ["same", files] => match files.parse() {
+            Ok(files) => Sampled::Same { files },
+            Err(_) => Sampled::NotYet {
+                why: answer.clone(),
+            },
+        },
+        ["differ", count, files, path] => Sampled::NotYet {
+            why: format!("{count} of {files} taken at random differ and are sent again, as {path}"),
+        },
+        _ => Sampled::NotYet {
+            why: answer.clone(),
         },
     }
 }
@@ -169,6 +224,35 @@ mod tests {
         assert!(matches!(
             failed(ErrorKind::TimedOut),
             Sealed::Unknown { .. }
+        ));
+    }
+
+    #[test]
+    fn answers_to_a_sample_are_understood() {
+        let said = |text: &str| sampled(Ok(text.to_owned()));
+        assert_eq!(said("same 20"), Sampled::Same { files: 20 });
+        for (answer, part) in [
+            (
+                "differ 2 20 a b/c",
+                "2 of 20 taken at random differ and are sent again, as a b/c",
+            ),
+            (
+                "error this node is not the active one",
+                "not the active one",
+            ),
+            ("same", "same"),
+            ("same many", "same many"),
+        ] {
+            assert!(
+                matches!(said(answer), Sampled::NotYet { why } if why.contains(part)),
+                "{answer}"
+            );
+        }
+        let failed = |kind: ErrorKind| sampled(Err(kind.into()));
+        assert_eq!(failed(ErrorKind::NotFound), Sampled::NoSender {});
+        assert!(matches!(
+            failed(ErrorKind::TimedOut),
+            Sampled::NotYet { .. }
         ));
     }
 

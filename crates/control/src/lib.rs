@@ -7,6 +7,7 @@ mod act;
 pub mod audit;
 mod automatic;
 mod binlog;
+mod broken_off;
 mod cancel;
 mod cli;
 pub mod crash_recovery;

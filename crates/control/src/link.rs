@@ -11,6 +11,15 @@ use settings::{Node, Settings};
 
 use crate::files::Sealed;
 
+/// A line that is no question and gets no answer: whoever holds the role lock lives.
+pub const STAY: &str = "stay";
+
+/// A peer whose role lock is held and that hears nothing for so long takes the change to be broken off. Two
+/// fifths of the freeze: what was frozen is to be open again within all of it.
+pub fn silence(settings: &Settings) -> Duration {
+    settings.role.freeze_limit * 2 / 5
+}
+
 /// What a peer may be asked. Nothing else is understood on the other side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "verb", deny_unknown_fields)]
@@ -151,6 +160,7 @@ pub struct Link {
     peer: String,
     conversation: Conversation,
     answer_timeout: Duration,
+    silence: Duration,
 }
 
 impl Link {
@@ -167,6 +177,7 @@ impl Link {
             peer: peer.name.clone(),
             conversation,
             answer_timeout: settings.role.answer_timeout,
+            silence: silence(settings),
         })
     }
 
@@ -186,10 +197,17 @@ impl Link {
         }
     }
 
-    /// Takes the peer's role lock until this link is dropped.
+    /// Takes the peer's role lock until this link is dropped, or until the peer has not heard of this process
+    /// for [`silence`].
     pub fn lock(&mut self, patience: Duration) -> Result<(), LinkError> {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self.done(&Request::Lock { patience_ms }, patience)
+        self.done(&Request::Lock { patience_ms }, patience)?;
+        self.conversation
+            .repeat(STAY, self.silence / 4)
+            .map_err(|source| LinkError::Failed {
+                peer: self.peer.clone(),
+                why: format!("its lock cannot be kept: {source}"),
+            })
     }
 
     /// The peer writes down who may write.

@@ -1,18 +1,13 @@
 //! Keepalived's notify hook: starts the audit first, then logs and alerts. It decides nothing.
 
 use std::fs;
-use std::time::Duration;
 
 use alerts::Severity;
 use clap::{Parser, ValueEnum};
-use process::Program;
 use settings::Settings;
 
 use crate::cli::{Common, Exit};
-use crate::tell;
-
-/// The unit that looks and acts; stopping Keepalived does not stop it.
-const ROLE_UNIT: &str = "keepalived-companion-role.service";
+use crate::{act, tell};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum State {
@@ -94,12 +89,5 @@ pub fn look_again(settings: &Settings) {
     if let Err(error) = fs::write(&path, text) {
         log::error!("{}: {error}", path.display());
     }
-    let started = Program::new("systemctl")
-        .args(["start", "--no-block", ROLE_UNIT])
-        .deadline(Duration::from_secs(2))
-        .run()
-        .and_then(process::Output::success);
-    if let Err(error) = started {
-        log::error!("{error}; the timer looks within two seconds");
-    }
+    act::start_audit();
 }

@@ -1,6 +1,8 @@
 //! The forced command: what a peer may ask of this node over ssh, and nothing else.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
@@ -8,8 +10,9 @@ use observe::{Memory, MemoryError, NodeRole, SyncStatus};
 use role::{Database, GtidSet};
 use settings::Settings;
 
+use crate::broken_off::{self, Left};
 use crate::cli::{Common, Exit};
-use crate::link::{Request, Response};
+use crate::link::{self, Request, Response};
 use crate::lock::{LockError, RoleLock};
 use crate::{act, failback, files, harvest, node_role, rebuild, tell, track};
 
@@ -85,19 +88,54 @@ pub fn main() -> Exit {
 fn converse(settings: &Settings) -> Exit {
     let mut state = Conversation::default();
     let exit = answer_lines(settings, &mut state);
-    hung_up(settings, &state);
+    // A peer that held the lock may have changed this database over SQL, and have died in the middle of it.
+    if state.lock.is_some() {
+        broken_off::put_right(settings, &state.left);
+    }
     exit
 }
 
+/// The lines of the standard input, in order; the end of the input is the end of the channel. From a thread,
+/// so that a silence can be noticed.
+fn lines() -> Receiver<Vec<u8>> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut input = BufReader::new(std::io::stdin());
+        loop {
+            let mut line = Vec::new();
+            let mut limited = std::io::Read::take(&mut input, LINE_CAP as u64);
+            match limited.read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) if sender.send(line).is_err() => return,
+                Ok(_) => {}
+            }
+        }
+    });
+    lines
+}
+
 fn answer_lines(settings: &Settings, state: &mut Conversation) -> Exit {
-    let mut input = std::io::stdin().lock();
+    let lines = lines();
+    let silence = link::silence(settings);
     let mut output = std::io::stdout().lock();
     loop {
-        let mut line = Vec::new();
-        let mut limited = std::io::Read::take(&mut input, LINE_CAP as u64);
-        match limited.read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return Exit::Done,
-            Ok(_) => {}
+        let next = match state.lock {
+            Some(_) => lines.recv_timeout(silence),
+            None => lines.recv().map_err(RecvTimeoutError::from),
+        };
+        let line = match next {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => return Exit::Done,
+            Err(RecvTimeoutError::Timeout) => {
+                // A dead network does not hang up.
+                log::warn!(
+                    "the peer that has the role lock is silent for {silence:?}: it goes back"
+                );
+                return Exit::Undone;
+            }
+        };
+        if line.trim_ascii() == link::STAY.as_bytes() {
+            continue;
         }
         let Ok(request) = serde_json::from_slice::<Request>(&line) else {
             log::error!("refused: a question that is not in the list");
@@ -123,22 +161,8 @@ struct Conversation {
     lock: Option<RoleLock>,
     /// The database did not answer when it was observed.
     silent: bool,
-    /// The sender of files was stopped, and nobody was granted the right to write since.
-    sealed: bool,
-}
-
-/// A peer that held the lock may have changed this database over SQL, and may have died in the
-/// middle of it: what it left is looked at before the lock goes.
-fn hung_up(settings: &Settings, state: &Conversation) {
-    if state.lock.is_none() {
-        return;
-    }
-    if state.sealed
-        && let Err(error) = files::unseal(settings)
-    {
-        log::error!("sync-realtime was not told to go on: {error}");
-    }
-    node_role::look_again(settings);
+    /// What is put right when the peer does not go on.
+    left: Left,
 }
 
 /// Writes down who may write, and what that makes of this node.
@@ -185,6 +209,7 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             match RoleLock::take(settings, patience) {
                 Ok(taken) => {
                     state.lock = Some(taken);
+                    state.left.was_open = observe::locally_writable(settings);
                     Response::Done {}
                 }
                 Err(LockError::Busy { .. }) => Response::Busy {},
@@ -213,24 +238,27 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
                 };
             }
             let granted = grant(settings, to).map_err(|e| e.to_string());
-            if granted.is_ok() && !to.is_empty() {
-                state.sealed = false;
+            // Also where it failed: half of it may have been done.
+            if !to.is_empty() {
+                state.left.was_open = false;
+                state.left.sealed &= granted.is_err();
             }
             done(granted)
         }
         Request::SealFiles { limit_ms } => {
             // Also without an answer: it may have heard the question.
-            state.sealed = true;
+            state.left.sealed = true;
             Response::Sealed {
                 files: files::seal(settings, Duration::from_millis(*limit_ms)),
             }
         }
         Request::UnsealFiles {} => {
             let unsealed = files::unseal(settings).map_err(|e| e.to_string());
-            state.sealed &= unsealed.is_err();
+            state.left.sealed &= unsealed.is_err();
             done(unsealed)
         }
         Request::Fence {} => {
+            state.left.was_open = false;
             // One silence is enough: while it is asked a second time nobody can write.
             let fenced = if state.silent {
                 act::kill_local(settings)
@@ -352,7 +380,7 @@ mod tests {
                 files: Sealed::Behind { paths: 3 }
             }
         );
-        hung_up(&settings, &state);
+        broken_off::put_right(&settings, &state.left);
         assert_eq!(asked.join().unwrap(), "seal 400\nunseal\n");
     }
 
@@ -365,6 +393,6 @@ mod tests {
         respond(&settings, &Request::SealFiles { limit_ms: 500 }, &mut state);
         respond(&settings, &grant("b"), &mut state);
         assert_eq!(asked.join().unwrap(), "seal 400\n");
-        assert!(!state.sealed, "it would be told to go on at the end");
+        assert!(!state.left.sealed, "it would be told to go on at the end");
     }
 }

@@ -10,13 +10,14 @@ use role::{
 };
 use settings::Settings;
 
+use crate::act;
 use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer, answer_step};
 use crate::link::LinkError;
 use crate::lock::{LockError, RoleLock};
 use crate::look::{Depth, Look, look};
 use crate::preflight::{self, Obstacle};
-use crate::takeover::{self, TakeoverError};
+use crate::takeover::{self, TakeoverError, Took};
 use crate::tell;
 
 /// How long to wait for another change to end.
@@ -83,7 +84,7 @@ pub enum Promoted {
     /// What would be done.
     Planned(Plan),
     /// Done, and how long it took.
-    Done(Plan, Duration),
+    Done(Plan, Took),
 }
 
 /// Why it did not.
@@ -143,6 +144,20 @@ impl PromoteError {
 
 /// Locks, looks, plans and executes, at a person's word.
 pub fn promote(
+    settings: &Settings,
+    limits: Limits,
+    dry_run: bool,
+    cancel: &Cancel,
+) -> Result<Promoted, PromoteError> {
+    let outcome = promote_locked(settings, limits, dry_run, cancel);
+    if let Err(PromoteError::Takeover(_)) = &outcome {
+        // The audit was kept out by the lock, and nobody may be open now.
+        act::start_audit();
+    }
+    outcome
+}
+
+fn promote_locked(
     settings: &Settings,
     limits: Limits,
     dry_run: bool,
@@ -302,7 +317,7 @@ pub fn carry_out(
         "promoted",
         Severity::Warning,
         &format!(
-            "{} {how} and is the primary of epoch {epoch} after {took:.2?}{loss}",
+            "{} {how} and is the primary of epoch {epoch} after {took}{loss}",
             plan.target
         ),
     );
@@ -315,7 +330,10 @@ fn report(outcome: &Result<Promoted, PromoteError>, json: bool) {
             Ok(Promoted::Already) => serde_json::json!({"outcome": "already-primary"}),
             Ok(Promoted::Planned(plan)) => serde_json::json!({"outcome": "planned", "plan": plan}),
             Ok(Promoted::Done(plan, took)) => {
-                serde_json::json!({"outcome": "done", "plan": plan, "seconds": took.as_secs_f64()})
+                serde_json::json!({
+                    "outcome": "done", "plan": plan, "seconds": took.whole.as_secs_f64(),
+                    "frozen_seconds": took.frozen.map(|frozen| frozen.as_secs_f64()),
+                })
             }
             Err(error) => {
                 serde_json::json!({"outcome": "failed", "exit": error.exit().code(), "why": error.to_string()})
@@ -332,7 +350,7 @@ fn report(outcome: &Result<Promoted, PromoteError>, json: bool) {
             }
         }
         Ok(Promoted::Done(plan, took)) => {
-            answer(&format!("{} is the primary after {took:.2?}", plan.target));
+            answer(&format!("{} is the primary after {took}", plan.target));
         }
         Err(error) => log::error!("{error}"),
     }

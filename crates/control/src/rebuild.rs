@@ -5,6 +5,7 @@
 //! leaves either the old server or a whole new one, and a fetched part is thrown away by the next run.
 
 use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 const SERVER: Duration = Duration::from_secs(300);
 /// Between two lines of progress.
 const TELL: Duration = Duration::from_secs(2);
+/// A standby that does not answer so often in a row has gone while it was copied.
+const SILENT: u32 = 3;
 /// What must stay free besides the copy: the undo of what was written meanwhile, and some air.
 const SPARE: u64 = 512 * 1024 * 1024;
 /// The new server's temporary name in the data directory's parent.
@@ -169,22 +172,37 @@ fn sibling(data: &Path, word: &str) -> PathBuf {
 /// On the primary: prints a copy of its database.
 pub fn print_backup(settings: &Settings) -> Result<(), RebuildError> {
     let credentials = Credentials::write(settings, "backup")?;
-    let copied = credentials
+    let asker = std::env::var("SSH_CONNECTION")
+        .ok()
+        .and_then(|text| text.split(' ').next()?.parse::<IpAddr>().ok())
+        .map(|address| SocketAddr::new(address, settings.peer.port));
+    let mut silent = 0;
+    let (_kept, never) = std::os::unix::net::UnixStream::pair().map_err(at(&settings.paths.run))?;
+    let ended = credentials
         .beside_server("mariadb-backup")
         .args(["--backup", "--stream=mbstream"])
         .arg("--target-dir")
         .arg(settings.paths.run.join("backup"))
-        // Ends by itself once nobody reads it.
-        .run_passing_on(|| true)?;
-    match copied {
-        Some(0) => Ok(()),
-        code => Err(ProcessError::Failed {
-            command: "mariadb-backup".to_owned(),
-            end: code.map_or_else(|| "a signal".to_owned(), |code| format!("exit {code}")),
-            stderr: "see above".to_owned(),
-        }
-        .into()),
+        // It ends by itself when the connection is closed. One that is dead it would write to until TCP gives
+        // up, and in its last moments commits wait for it. Asked once a second.
+        .run_attached(never, || {
+            let heard = asker.is_none_or(|address| {
+                observe::kernel_answers(address, settings.role.connect_timeout)
+            });
+            silent = if heard { 0 } else { silent + 1 };
+            silent < SILENT
+        })?;
+    if ended.success() {
+        return Ok(());
     }
+    Err(ProcessError::Failed {
+        command: "mariadb-backup".to_owned(),
+        end: ended
+            .code()
+            .map_or_else(|| "a signal".to_owned(), |code| format!("exit {code}")),
+        stderr: "see above".to_owned(),
+    }
+    .into())
 }
 
 /// The steps, for a person who wants to know before.

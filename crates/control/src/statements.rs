@@ -34,21 +34,34 @@ fn expect_read_only(session: &mut Session, wanted: bool) -> Result<(), SqlError>
 /// Ends every client's session; the toolkit's own, replication's and the server's own stay.
 pub fn end_clients(session: &mut Session, settings: &Settings) -> Result<usize, SqlError> {
     let database = &settings.database;
-    let statement = format!(
-        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() \
-         AND USER NOT IN ('system user', 'event_scheduler', {}, {})",
+    let which = format!(
+        "USER NOT IN ('system user', 'event_scheduler', {}, {})",
         quote(&database.account.user),
         quote(&database.replication.user),
     );
-    let clients = session.rows::<u64>(&statement)?;
-    for id in &clients {
+    end_sessions(session, &which)
+}
+
+/// Ends the sessions that the toolkit on other nodes has here, but for this one.
+pub fn end_remote_tools(session: &mut Session, settings: &Settings) -> Result<usize, SqlError> {
+    let user = quote(&settings.database.account.user);
+    // A session over the unix socket is at localhost, one over TCP at ADDRESS:PORT.
+    end_sessions(session, &format!("USER = {user} AND HOST <> 'localhost'"))
+}
+
+/// Ends the sessions of the process list for which the condition holds, but for this one.
+fn end_sessions(session: &mut Session, which: &str) -> Result<usize, SqlError> {
+    let found = session.rows::<u64>(&format!(
+        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() AND {which}"
+    ))?;
+    for id in &found {
         match session.execute(&format!("KILL CONNECTION {id}")) {
             // ER_NO_SUCH_THREAD: it left by itself.
             Err(error) if error.server_code() != Some(1094) => return Err(error),
             Ok(()) | Err(_) => {}
         }
     }
-    Ok(clients.len())
+    Ok(found.len())
 }
 
 /// Sessions whose commit waits for a replica's acknowledgement.

@@ -1,12 +1,13 @@
 //! Executes a promotion's plan: journal, effect, verification, step by step; undone in reverse
 //! before the database is opened, forward only from there on.
 
+use std::fmt;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use alerts::Severity;
 use observe::{MemoryError, NodeRole, Session, SqlError, Target};
-use role::{Contact, GtidSet, Plan, Step};
+use role::{Contact, GtidSet, Plan, PromotionKind, Step};
 use settings::{Node, Settings};
 
 use crate::act::ActError;
@@ -14,7 +15,7 @@ use crate::cancel::Cancel;
 use crate::files::{self, Sealed};
 use crate::harvest;
 use crate::journal::{Journal, JournalError};
-use crate::link::LinkError;
+use crate::link::{Link, LinkError};
 use crate::look::Look;
 use crate::{node_role, statements, tell, track};
 
@@ -53,7 +54,7 @@ pub enum StepError {
     NoConnection {
         /// The node.
         node: String,
-        /// `database` or `forced command`.
+        /// `database`, `forced command` or `host`.
         what: &'static str,
     },
     /// Time ran out.
@@ -124,6 +125,26 @@ pub enum TakeoverError {
     },
 }
 
+/// How long a change took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Took {
+    /// From the first step to the last.
+    pub whole: Duration,
+    /// Of a switch-over: from the freeze of the old primary to the first write on the new one. Clients notice
+    /// besides how long the VIP takes to move, and to connect again.
+    pub frozen: Option<Duration>,
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2?}", self.whole)?;
+        match self.frozen {
+            Some(frozen) => write!(f, ", of which no database took writes for {frozen:.2?}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What the steps of one execution share.
 struct Execution<'a> {
     settings: &'a Settings,
@@ -133,6 +154,7 @@ struct Execution<'a> {
     /// The frozen primary's position and whole history.
     frozen: Option<(GtidSet, GtidSet)>,
     freeze_began: Option<Instant>,
+    frozen_for: Option<Duration>,
     /// STOP SLAVE takes two seconds when the primary has just died; it runs beside the opening.
     stopping: Option<JoinHandle<Result<(), SqlError>>>,
     /// The peers that were silent are asked once more while the first steps run: a short cut ends, a dead
@@ -151,7 +173,7 @@ pub fn execute(
     plan: &Plan,
     accept_loss: bool,
     cancel: &Cancel,
-) -> Result<Duration, Box<TakeoverError>> {
+) -> Result<Took, Box<TakeoverError>> {
     let start = Instant::now();
     let asked_again = ask_silent_again(settings, look);
     let mut execution = Execution {
@@ -161,6 +183,7 @@ pub fn execute(
         accept_loss,
         frozen: None,
         freeze_began: None,
+        frozen_for: None,
         stopping: None,
         asked_again,
         opened: false,
@@ -182,7 +205,7 @@ pub fn execute(
             journal
                 .started(step)
                 .map_err(StepError::from)
-                .and_then(|()| execution.run(step))
+                .and_then(|()| execution.run_past_cuts(step))
         };
         crate::fault::point(settings, step, "after");
         match outcome {
@@ -228,12 +251,55 @@ pub fn execute(
     if let Err(error) = journal.ended("done") {
         log::error!("{error}");
     }
-    let took = start.elapsed();
+    let took = Took {
+        whole: start.elapsed(),
+        frozen: execution.frozen_for,
+    };
     execution.alert_warnings();
     Ok(took)
 }
 
 impl Execution<'_> {
+    /// Runs the step. Past the point of no return one that fails towards a peer is tried once more over new
+    /// connections: one of the two networks may be cut. Before it, nothing is: the peer goes on alone when the
+    /// old ones are silent, so a plan that lost them is undone.
+    fn run_past_cuts(&mut self, step: &Step) -> Result<(), StepError> {
+        let outcome = self.run(step);
+        match (outcome, step) {
+            (Err(why), Step::FetchVip { peer } | Step::Demote { peer }) if self.opened => {
+                log::warn!("{step}: {why}; once more over new connections");
+                self.reconnect(peer)?;
+                self.run(step)
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// New connections to a peer, and its role lock, by whatever network it answers on.
+    fn reconnect(&mut self, peer: &str) -> Result<(), StepError> {
+        let settings = self.settings;
+        let gone = |what| StepError::NoConnection {
+            node: peer.to_owned(),
+            what,
+        };
+        self.look.links.remove(peer);
+        self.look.sessions.remove(peer);
+        let node = node(settings, peer).ok_or_else(|| gone("forced command"))?;
+        let reach = |port| observe::reachable(settings, node, port);
+        let address = reach(settings.peer.port).ok_or_else(|| gone("forced command"))?;
+        let mut link = Link::open(settings, node, address)?;
+        // It gives the lock up when the old conversation has been silent for long enough.
+        link.lock(settings.role.freeze_limit)?;
+        let address = reach(settings.database.port).ok_or_else(|| gone("database"))?;
+        let patience = settings.role.answer_timeout;
+        let mut session = Session::connect(settings, Target::Peer(address), patience)?;
+        // The old one may hold the lock on all tables for as long as TCP does not give it up.
+        statements::end_remote_tools(&mut session, settings)?;
+        self.look.links.insert(peer.to_owned(), link);
+        self.look.sessions.insert(peer.to_owned(), session);
+        Ok(())
+    }
+
     fn run(&mut self, step: &Step) -> Result<(), StepError> {
         match step {
             Step::FencePeer { peer } => self.fence_peer(peer),
@@ -259,6 +325,7 @@ impl Execution<'_> {
             Step::ClaimEpoch { epoch } => {
                 let settings = self.settings;
                 statements::claim_epoch(self.local()?, settings, *epoch)?;
+                self.frozen_for = self.freeze_began.map(|began| began.elapsed());
                 // From now on a copy that does not know this epoch is old.
                 self.look.memory.saw_epoch(settings, *epoch)?;
                 node_role::write(settings, NodeRole::Active, *epoch);
@@ -297,12 +364,13 @@ impl Execution<'_> {
     /// spoken to ends the plan here, since it could not grant either.
     fn seal_files(&mut self, peer: &str) -> Result<(), StepError> {
         let limit = files::seal_limit(self.settings.role.freeze_limit);
-        let sealed = self
-            .link(peer)?
-            .seal_files(limit)
-            .unwrap_or_else(|error| Sealed::Unknown {
+        let sealed = match self.link(peer)?.seal_files(limit) {
+            Ok(sealed) => sealed,
+            Err(error @ LinkError::Process { .. }) => return Err(error.into()),
+            Err(error) => Sealed::Unknown {
                 why: error.to_string(),
-            });
+            },
+        };
         if sealed == (Sealed::NoSender {}) {
             log::info!("{peer}: no sync-realtime runs there, so no files are waited for");
         }
@@ -531,29 +599,57 @@ impl Execution<'_> {
         Ok(())
     }
 
-    /// Undoes the steps in reverse. The local database was not opened, so the old primary may go on.
+    /// Undoes the steps in reverse: here, and on the old primary, over new connections where the old ones are
+    /// dead. The local database was not opened, so the old primary may go on.
     fn undo(&mut self, done: &[&Step]) -> Result<(), StepError> {
+        let here = self.undo_here(done);
+        let PromotionKind::SwitchOver { from } = &self.plan.kind else {
+            return here;
+        };
+        let settings = self.settings;
+        let port = settings.peer.port;
+        if node(settings, from).is_none_or(|n| observe::reachable(settings, n, port).is_none()) {
+            // A dead host: every second that is waited here is one in which the audit cannot take over.
+            return here.and(Err(StepError::NoConnection {
+                node: from.clone(),
+                what: "host",
+            }));
+        }
+        if let Err(why) = self.undo_there(done) {
+            log::warn!("undoing: {why}; once more over new connections");
+            self.reconnect(from)?;
+            self.undo_there(done)?;
+        }
+        here
+    }
+
+    fn undo_here(&mut self, done: &[&Step]) -> Result<(), StepError> {
+        if done.contains(&&Step::StopReceiving) {
+            let epoch = self.look.memory.highest_epoch;
+            node_role::write(self.settings, NodeRole::Standby, epoch);
+        }
+        if done.contains(&&Step::StopReplication) {
+            if let Some(stopping) = self.stopping.take()
+                && let Ok(stopped) = stopping.join()
+            {
+                stopped?;
+            }
+            // Threads that both stood before stay so: their start would throw the relay log away.
+            let database = &self.look.seen.local.database;
+            if database
+                .server()
+                .is_some_and(|me| me.follows() || me.channels.iter().any(|c| c.sql_running))
+            {
+                self.local()?.execute("START ALL SLAVES")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first that fails ends it: a peer whose grant stays must not be opened.
+    fn undo_there(&mut self, done: &[&Step]) -> Result<(), StepError> {
         for step in done.iter().rev() {
             match step {
-                Step::StopReplication => {
-                    if let Some(stopping) = self.stopping.take()
-                        && let Ok(stopped) = stopping.join()
-                    {
-                        stopped?;
-                    }
-                    // Threads that both stood before stay so: their start would throw the relay log away.
-                    let database = &self.look.seen.local.database;
-                    if database
-                        .server()
-                        .is_some_and(|me| me.follows() || me.channels.iter().any(|c| c.sql_running))
-                    {
-                        self.local()?.execute("START ALL SLAVES")?;
-                    }
-                }
-                Step::StopReceiving => {
-                    let epoch = self.look.memory.highest_epoch;
-                    node_role::write(self.settings, NodeRole::Standby, epoch);
-                }
                 Step::Grant { peer } => self.link(peer)?.grant(None)?,
                 Step::SealFiles { peer } => {
                     // The peer does it by itself when this conversation ends; the database must not
@@ -571,6 +667,8 @@ impl Execution<'_> {
                 | Step::CatchUp { .. }
                 | Step::Drain
                 | Step::Harvest { .. }
+                | Step::StopReplication
+                | Step::StopReceiving
                 | Step::TakeBackGrant
                 | Step::Open
                 | Step::ClaimEpoch { .. }
@@ -600,7 +698,7 @@ impl Execution<'_> {
             })
     }
 
-    fn link(&mut self, peer: &str) -> Result<&mut crate::link::Link, StepError> {
+    fn link(&mut self, peer: &str) -> Result<&mut Link, StepError> {
         self.look
             .links
             .get_mut(peer)

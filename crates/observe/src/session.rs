@@ -200,6 +200,13 @@ impl Session {
     }
 }
 
+/// Whether this node's database answers soon, and is open for writes.
+pub fn locally_writable(settings: &Settings) -> bool {
+    Session::connect(settings, Target::Local, settings.checks.deadline)
+        .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
+        .is_ok_and(|read_only| !read_only)
+}
+
 /// Statements that carry a password are never printed whole.
 fn failed(statement: &str, source: mysql::Error) -> SqlError {
     let statement = match statement.find("MASTER_PASSWORD") {

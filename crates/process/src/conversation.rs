@@ -1,8 +1,10 @@
 //! A program that stays: one line out, one line back, each with a deadline.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ pub struct Conversation {
     lines: Receiver<String>,
     /// The last line of its standard error.
     complaint: Receiver<String>,
+    /// While it is there, a line is repeated.
+    repeating: Option<Sender<()>>,
 }
 
 impl Program {
@@ -70,6 +74,7 @@ impl Program {
             stdin,
             lines,
             complaint,
+            repeating: None,
         })
     }
 }
@@ -96,6 +101,28 @@ impl Conversation {
 }
 
 impl Conversation {
+    /// Sends a line, which is not answered, again and again from a thread of its own until the conversation is
+    /// dropped: also while an answer is awaited, and while nothing is asked. It must be shorter than the
+    /// kernel's `PIPE_BUF`, 4096 bytes, up to which a line is never mixed with another.
+    pub fn repeat(&mut self, line: &str, every: Duration) -> std::io::Result<()> {
+        let Some(stdin) = &self.stdin else {
+            return Ok(());
+        };
+        let mut stdin = File::from(stdin.as_fd().try_clone_to_owned()?);
+        let line = format!("{line}\n");
+        let (sender, dropped) = mpsc::channel::<()>();
+        self.repeating = Some(sender);
+        thread::spawn(move || {
+            while dropped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                // Nobody reads any more when the program has ended.
+                if stdin.write_all(line.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Whether the program has ended.
     pub fn is_over(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
