@@ -22,6 +22,8 @@ use crate::{node_role, relay_log, replicas, statements, takeover, tell, track};
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
 
+/// Keepalived obeys its track file within milliseconds; a tick comes every two seconds.
+const HEED: Duration = Duration::from_millis(1500);
 /// Keepalived removes its addresses and tells the others before it ends.
 const KEEPALIVED_STOP: Duration = Duration::from_secs(10);
 
@@ -119,7 +121,8 @@ impl From<PromoteError> for AuditError {
 /// One look and what follows. The steady state needs no lock and no forced command.
 fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditError> {
     // With the VIP here and the database closed every moment counts: go straight to the whole look.
-    let urgent = observe::vip_present(settings) && !observe::locally_writable(settings);
+    let urgent = observe::vip_present(settings)
+        && !observe::locally_writable(settings, settings.checks.deadline);
     if !urgent {
         let Some(mut glance) = look_unless(settings, Depth::Databases, hook_fired)? else {
             // The loop comes back at once.
@@ -246,9 +249,10 @@ fn settle(
     };
     tell::cause(settings, cause);
     // A VIP given up for a cause that is gone: take part again.
+    let local = &seen.seen.local;
     if track::standby(settings)
         && matches!(decision, Decision::Stay(_) | Decision::Wait(_))
-        && !seen.seen.local.entitled()
+        && (!local.entitled() || local.database.writable())
     {
         track::set_standby(settings, false)?;
         tell::failover_log(settings, "takes part in VRRP again");
@@ -359,10 +363,11 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             Ok(())
         }
         Decision::Fence { give_up_vip, why } => {
+            // The fence waits for nothing else.
+            act::fence_local(settings)?;
             if *give_up_vip {
                 leave_vip(settings)?;
             }
-            act::fence_local(settings)?;
             tell::alert(
                 settings,
                 "fenced",
@@ -424,10 +429,11 @@ fn end_second_primary(
 }
 
 /// Leaves the VIP to the others: by the track file, which Keepalived obeys at once. One that has not obeyed it
-/// since the last tick does not load it, as with the original's keepalived.conf, and is stopped: clients that
+/// for longer than a tick does not load it, as with the original's keepalived.conf, and is stopped: clients that
 /// find a closed database are no better off, and nobody else could serve them.
 fn leave_vip(settings: &Settings) -> Result<(), AuditError> {
-    if !(track::standby(settings) && observe::vip_present(settings)) {
+    let unheeded = track::standby_age(settings).is_some_and(|age| age > HEED);
+    if !(unheeded && observe::vip_present(settings)) {
         return Ok(track::set_standby(settings, true)?);
     }
     act::systemctl(&["stop", "keepalived.service"], KEEPALIVED_STOP)?;

@@ -1,13 +1,19 @@
 //! A change that a peer drove here has broken off: the peer died, hangs, or cannot be heard any more. What it
 //! left is put right before the role lock goes.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use alerts::Severity;
-use observe::{MemoryError, SqlError};
-use role::{Decision, Policy, decide};
+use observe::{MemoryError, Session, SqlError, Target};
+use role::{Database, Decision, Policy, decide};
 use settings::Settings;
 
 use crate::look::{Depth, look};
 use crate::{files, node_role, statements, tell};
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How far the peer's change had come.
 #[derive(Debug, Default)]
@@ -16,6 +22,8 @@ pub struct Left {
     pub sealed: bool,
     /// The database was open when the peer took the role lock, and nobody was granted the right to write since.
     pub was_open: bool,
+    /// The peer has not hung up, it is not heard: what it had open here does not end by itself.
+    pub silent: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -29,48 +37,81 @@ enum ReopenError {
 /// Puts it right. The role lock is still held, so neither the audit here nor the peer, which cannot go on
 /// without this lock, changes anything meanwhile.
 pub fn put_right(settings: &Settings, left: &Left) {
-    if left.was_open
-        && let Err(error) = reopen(settings)
-    {
-        log::error!("a switch-over broke off and this database may be frozen: {error}");
+    if left.was_open || left.silent {
+        insist(settings, left);
     }
     if left.sealed
         && let Err(error) = files::unseal(settings)
     {
-        log::error!("sync-realtime was not told to go on: {error}");
+        tell::failover_log(
+            settings,
+            &format!("sync-realtime was not told to go on: {error}"),
+        );
     }
     node_role::look_again(settings);
 }
 
-/// Ends a freeze whose driver is gone. The target opens with a grant only, and has none, so this node may go
-/// on alone where it would be the one to be promoted: not if it is cut off, and not if another one is open.
-/// Its epoch and its replica stay what they were.
-fn reopen(settings: &Settings) -> Result<(), ReopenError> {
-    let mut seen = look(settings, Depth::Nodes)?;
+/// Tries for as long as a freeze may last: a server whose clients all come back at once may be slow.
+fn insist(settings: &Settings, left: &Left) {
+    let start = Instant::now();
+    while let Err(error) = end_freeze(settings, left) {
+        if start.elapsed() > settings.role.freeze_limit {
+            let text = format!(
+                "a role change broke off, and this database may be frozen: {error}; end the sessions of {}: \
+                 SHOW PROCESSLIST, KILL",
+                settings.database.account.user
+            );
+            tell::alert(settings, "broken-off", Severity::Critical, &text);
+            return;
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Ends a freeze whose driver is gone. Where nobody has the right to write, the target opens with a grant only,
+/// so this node may go on alone if the table would leave it open: not if it is cut off, and not if another one is
+/// open. Its epoch and its replica stay what they were.
+fn end_freeze(settings: &Settings, left: &Left) -> Result<(), ReopenError> {
+    let mut session = Session::connect(settings, Target::Local, settings.role.answer_timeout)?;
+    let closed: bool = session.row("SELECT @@read_only")?;
+    let open_again = closed && left.was_open && would_stay_open(settings)?;
+    if closed && !open_again {
+        // Statements that wait for the lock would be carried out when it goes, past `read_only` if they may.
+        statements::end_clients(&mut session, settings)?;
+    }
+    // The peer's session holds the lock on all tables until TCP gives up a connection that is dead.
+    statements::end_remote_tools(&mut session, settings)?;
+    if open_again {
+        statements::open(&mut session)?;
+        tell::alert(
+            settings,
+            "broken-off",
+            Severity::Warning,
+            "a switch-over to another node broke off before it had the right to write; this database is open again",
+        );
+    } else if closed {
+        tell::failover_log(
+            settings,
+            "a role change that another node drove broke off; this database stays closed",
+        );
+    }
+    Ok(())
+}
+
+/// What the table says of this node as it was before the freeze.
+fn would_stay_open(settings: &Settings) -> Result<bool, MemoryError> {
+    let mut seen = look(settings, Depth::Nodes)?.seen;
+    let Database::Answering(server) = &mut seen.local.database else {
+        return Ok(false);
+    };
+    server.writable = true;
     let policy = Policy {
         promote_unmet_after_boot: settings.role.promote_unmet_after_boot,
         // What a person's maintenance finds is the state before.
         maintenance: false,
     };
-    let decision = decide(&seen.seen, policy);
-    let Some(session) = seen.local.as_mut() else {
-        return Ok(());
-    };
-    // The peer's session holds the lock on all tables until TCP gives up a connection that is dead.
-    let ended = statements::end_remote_tools(session, settings)?;
-    if seen.seen.local.database.writable() {
-        return Ok(());
-    }
-    if !matches!(decision, Decision::Promote(_)) {
-        log::warn!("a switch-over broke off ({ended} sessions ended); this database stays closed");
-        return Ok(());
-    }
-    statements::open(session)?;
-    tell::alert(
-        settings,
-        "broken-off",
-        Severity::Warning,
-        "a switch-over to another node broke off before it had the right to write; this database is open again",
-    );
-    Ok(())
+    Ok(matches!(
+        decide(&seen, policy),
+        Decision::Stay(_) | Decision::Wait(_) | Decision::SemiSync(_)
+    ))
 }

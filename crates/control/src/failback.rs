@@ -408,13 +408,19 @@ impl Failback<'_> {
     /// The steps of a rebuild, where a run with the same options would come to one.
     fn rebuild_planned(&self, primary: &str) -> Result<Option<Done>, FailbackError> {
         let seen = look(self.settings, Depth::Nodes)?;
-        let helpless = useless(&seen) || matches!(decision(&seen), Decision::Diverged { .. });
-        let node = takeover::node(self.settings, primary);
-        Ok(node
-            .filter(|_| self.options.rebuild && helpless)
-            .map(|node| Done::RebuildPlanned {
-                steps: rebuild::steps(self.settings, node),
-            }))
+        let diverged = matches!(decision(&seen), Decision::Diverged { .. });
+        let Some(node) = takeover::node(self.settings, primary)
+            .filter(|_| self.options.rebuild && (useless(&seen) || diverged))
+        else {
+            return Ok(None);
+        };
+        let mut steps = rebuild::steps(self.settings, node);
+        if diverged {
+            let first = "write down what only this node has, and take it back; what follows only if it is more \
+                         than changes of rows";
+            steps.insert(0, first.to_owned());
+        }
+        Ok(Some(Done::RebuildPlanned { steps }))
     }
 
     /// Becomes a replica of the primary, as the audit would do at its next tick.
@@ -632,7 +638,7 @@ impl Failback<'_> {
                     self.say(&format!(
                         "verified: the VIP is here, {former} is read-only and has a row just written here"
                     ));
-                    return self.verify_files(former, start);
+                    return self.verify_files(former);
                 }
                 Ok(Some(what)) => missing = what,
                 Err(error) => missing = error.to_string(),
@@ -643,11 +649,13 @@ impl Failback<'_> {
     }
 
     /// The new sender compares some files by their digests. What differs it sends again, so the next sample
-    /// is equal, unless something keeps them apart.
-    fn verify_files(&self, former: &str, start: Instant) -> Result<(), FailbackError> {
+    /// is equal, unless something keeps them apart. Where it cannot be asked in time, nothing is known to be wrong.
+    fn verify_files(&self, former: &str) -> Result<(), FailbackError> {
+        let start = Instant::now();
         let mut told = String::new();
-        while start.elapsed() < VERIFY {
-            match files::sample(self.settings, SAMPLE, former) {
+        let mut differ = None;
+        loop {
+            let text = match files::sample(self.settings, SAMPLE, former) {
                 Sampled::NoSender {} => {
                     self.say("no sync-realtime runs here, so no files are compared");
                     return Ok(());
@@ -658,18 +666,30 @@ impl Failback<'_> {
                     ));
                     return Ok(());
                 }
-                Sampled::NotYet { why } => {
-                    if why != told {
-                        self.say(&format!("the files of {former}: {why}"));
-                    }
-                    told = why;
+                Sampled::Differ { what } => {
+                    differ = Some(what.clone());
+                    what
                 }
+                Sampled::NotYet { why } => why,
+            };
+            if text != told {
+                self.say(&format!("the files of {former}: {text}"));
+                told = text;
+            }
+            if start.elapsed() > VERIFY {
+                break;
             }
             std::thread::sleep(PAUSE);
         }
-        Err(FailbackError::Unverified(format!(
-            "the files of {former} were not seen to be the same: {told}"
-        )))
+        match differ {
+            Some(what) => Err(FailbackError::Unverified(format!(
+                "the files of {former} were not seen to be the same: {what}"
+            ))),
+            None => {
+                self.say(&format!("the files of {former} were not compared: {told}"));
+                Ok(())
+            }
+        }
     }
 
     fn lacking(
@@ -714,9 +734,7 @@ impl Failback<'_> {
             }
             Ok(Done::Replica { of }) => format!("this node is a replica of {of}"),
             Ok(Done::Planned { .. }) => "nothing stands in the way; the plan:".to_owned(),
-            Ok(Done::RebuildPlanned { .. }) => {
-                "only a copy of the primary helps; the plan:".to_owned()
-            }
+            Ok(Done::RebuildPlanned { .. }) => "this node cannot just follow; the plan:".to_owned(),
             Ok(Done::Primary { .. }) => format!(
                 "done: {} is the primary, {:.1} s since the start",
                 self.settings.local().name,

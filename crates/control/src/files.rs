@@ -83,6 +83,11 @@ pub enum Sampled {
         /// How many were compared.
         files: usize,
     },
+    /// Some differ, and are sent again.
+    Differ {
+        /// For a person.
+        what: String,
+    },
     /// They are not known to be the same now.
     NotYet {
         /// For a person.
@@ -119,8 +124,10 @@ fn sampled(answer: io::Result<String>) -> Sampled {
                 why: answer.clone(),
             },
         },
-        ["differ", count, files, path] => Sampled::NotYet {
-            why: format!("{count} of {files} taken at random differ and are sent again, as {path}"),
+        ["differ", count, files, path] => Sampled::Differ {
+            what: format!(
+                "{count} of {files} taken at random differ and are sent again, as {path}"
+            ),
         },
         _ => Sampled::NotYet {
             why: answer.clone(),
@@ -231,11 +238,13 @@ mod tests {
     fn answers_to_a_sample_are_understood() {
         let said = |text: &str| sampled(Ok(text.to_owned()));
         assert_eq!(said("same 20"), Sampled::Same { files: 20 });
+        assert_eq!(
+            said("differ 2 20 a b/c"),
+            Sampled::Differ {
+                what: "2 of 20 taken at random differ and are sent again, as a b/c".to_owned()
+            }
+        );
         for (answer, part) in [
-            (
-                "differ 2 20 a b/c",
-                "2 of 20 taken at random differ and are sent again, as a b/c",
-            ),
             (
                 "error this node is not the active one",
                 "not the active one",

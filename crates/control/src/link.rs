@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use observe::SyncStatus;
-use process::{Conversation, ProcessError, Program};
+use process::{Conversation, ProcessError, Program, Until};
 use role::NodeView;
 use serde::{Deserialize, Serialize};
 use settings::{Node, Settings};
@@ -161,7 +161,13 @@ pub struct Link {
     conversation: Conversation,
     answer_timeout: Duration,
     silence: Duration,
+    held: Until,
 }
+
+/// The shortest time for which a lock is kept.
+const HELD_LEAST: Duration = Duration::from_secs(1);
+/// A lock is kept so long without a word of what is being done under it.
+const HELD: Duration = Duration::from_secs(60);
 
 impl Link {
     /// Starts ssh towards an address that answers; the first question tells whether it works.
@@ -178,6 +184,7 @@ impl Link {
             conversation,
             answer_timeout: settings.role.answer_timeout,
             silence: silence(settings),
+            held: Until::after(Duration::ZERO),
         })
     }
 
@@ -202,12 +209,23 @@ impl Link {
     pub fn lock(&mut self, patience: Duration) -> Result<(), LinkError> {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         self.done(&Request::Lock { patience_ms }, patience)?;
+        self.hold(HELD);
         self.conversation
-            .repeat(STAY, self.silence / 4)
+            .repeat(STAY, self.silence / 4, &self.held)
             .map_err(|source| LinkError::Failed {
                 peer: self.peer.clone(),
                 why: format!("its lock cannot be kept: {source}"),
             })
+    }
+
+    /// Keeps the peer's role lock for so long from now: a change that hangs for longer has lost it.
+    pub fn hold(&self, limit: Duration) {
+        self.held.extend(limit.max(HELD_LEAST));
+    }
+
+    /// Whether the peer's role lock is held still: one question, and a failure where the peer gave it up.
+    pub fn still_locked(&mut self) -> Result<(), LinkError> {
+        self.done(&Request::Lock { patience_ms: 0 }, Duration::ZERO)
     }
 
     /// The peer writes down who may write.

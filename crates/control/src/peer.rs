@@ -131,6 +131,7 @@ fn answer_lines(settings: &Settings, state: &mut Conversation) -> Exit {
                 log::warn!(
                     "the peer that has the role lock is silent for {silence:?}: it goes back"
                 );
+                state.left.silent = true;
                 return Exit::Undone;
             }
         };
@@ -209,7 +210,8 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             match RoleLock::take(settings, patience) {
                 Ok(taken) => {
                     state.lock = Some(taken);
-                    state.left.was_open = observe::locally_writable(settings);
+                    state.left.was_open =
+                        observe::locally_writable(settings, settings.role.answer_timeout);
                     Response::Done {}
                 }
                 Err(LockError::Busy { .. }) => Response::Busy {},

@@ -25,6 +25,8 @@ const VIP_PATIENCE: Duration = Duration::from_secs(3);
 const TRACK_FILE_PATIENCE: Duration = Duration::from_secs(1);
 /// Before that the checks here must have seen the open database: the original's rise x interval is 10 s.
 const CHECKS_PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any step but a wait for data.
+const STEP: Duration = Duration::from_secs(60);
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -198,6 +200,7 @@ pub fn execute(
     let mut done: Vec<&Step> = Vec::new();
     for step in &plan.steps {
         let step_start = Instant::now();
+        execution.hold_locks(step);
         crate::fault::point(settings, step, "before");
         let outcome = if cancel.asked() && !execution.opened {
             Err(StepError::Cancelled)
@@ -293,8 +296,16 @@ impl Execution<'_> {
         let address = reach(settings.database.port).ok_or_else(|| gone("database"))?;
         let patience = settings.role.answer_timeout;
         let mut session = Session::connect(settings, Target::Peer(address), patience)?;
-        // The old one may hold the lock on all tables for as long as TCP does not give it up.
+        // Statements of administrators, whom `read_only` does not stop, wait for the old session's lock on all
+        // tables and must not be carried out when it goes.
+        statements::end_clients(&mut session, settings)?;
+        // It would stay for as long as TCP does not give the connection up.
         statements::end_remote_tools(&mut session, settings)?;
+        if self.opened {
+            // Two sessions cannot have it at once, so for a millisecond nobody has.
+            session.execute("FLUSH TABLES WITH READ LOCK")?;
+            statements::end_clients(&mut session, settings)?;
+        }
         self.look.links.insert(peer.to_owned(), link);
         self.look.sessions.insert(peer.to_owned(), session);
         Ok(())
@@ -334,6 +345,32 @@ impl Execution<'_> {
             Step::ForgetChannel => self.forget_channel(),
             Step::FetchVip { peer } => self.fetch_vip(peer),
             Step::Demote { peer } => self.demote(peer),
+        }
+    }
+
+    /// The peers' role locks last for as long as the step may take: one that hangs, be it in the journal or in
+    /// a terminal that nobody reads, must not keep the old primary frozen.
+    fn hold_locks(&self, step: &Step) {
+        let role = &self.settings.role;
+        let spent = self.freeze_began.map_or(Duration::ZERO, |at| at.elapsed());
+        let limit = match step {
+            Step::FreezePeer { .. }
+            | Step::SealFiles { .. }
+            | Step::CatchUp { .. }
+            | Step::Grant { .. } => role.freeze_limit.saturating_sub(spent),
+            Step::Drain | Step::Harvest { .. } => role.drain_timeout + STEP,
+            Step::FencePeer { .. }
+            | Step::StopReplication
+            | Step::StopReceiving
+            | Step::TakeBackGrant
+            | Step::Open
+            | Step::ClaimEpoch { .. }
+            | Step::ForgetChannel
+            | Step::FetchVip { .. }
+            | Step::Demote { .. } => STEP,
+        };
+        for link in self.look.links.values() {
+            link.hold(limit);
         }
     }
 
@@ -528,6 +565,24 @@ impl Execution<'_> {
                 return Err(StepError::PeerIsBack { peer });
             }
         }
+        if self.plan.kind == PromotionKind::TakeOver {
+            // The steps before may have been long. A peer that was cut off meanwhile has given its lock up and
+            // may have opened; in a switch-over it has granted.
+            for (name, link) in &mut self.look.links {
+                let node = node(settings, name);
+                if node
+                    .is_none_or(|n| observe::reachable(settings, n, settings.peer.port).is_none())
+                {
+                    return Err(StepError::NoConnection {
+                        node: name.clone(),
+                        what: "host",
+                    });
+                }
+                link.still_locked()?;
+            }
+        }
+        // Of a switch-over that broke off: a lock on all tables that nobody will release.
+        statements::end_remote_tools(self.local()?, settings)?;
         self.opened = true;
         statements::open(self.local()?)?;
         Ok(())

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use settings::Settings;
 
@@ -22,6 +23,13 @@ pub fn set_standby(settings: &Settings, on: bool) -> Result<(), TrackError> {
 /// Whether this node has left the VIP to the others.
 pub fn standby(settings: &Settings) -> bool {
     fs::read_to_string(settings.paths.run.join("standby")).is_ok_and(|text| text.trim() == "1")
+}
+
+/// For how long this node has left the VIP to the others; none where it has not.
+pub fn standby_age(settings: &Settings) -> Option<Duration> {
+    let path = settings.paths.run.join("standby");
+    let written = fs::metadata(path).and_then(|file| file.modified()).ok()?;
+    standby(settings).then(|| written.elapsed().unwrap_or_default())
 }
 
 /// Tells VRRP which node is the entitled primary.

@@ -200,9 +200,9 @@ impl Session {
     }
 }
 
-/// Whether this node's database answers soon, and is open for writes.
-pub fn locally_writable(settings: &Settings) -> bool {
-    Session::connect(settings, Target::Local, settings.checks.deadline)
+/// Whether this node's database answers within the time, and is open for writes.
+pub fn locally_writable(settings: &Settings, patience: Duration) -> bool {
+    Session::connect(settings, Target::Local, patience)
         .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
         .is_ok_and(|read_only| !read_only)
 }

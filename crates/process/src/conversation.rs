@@ -5,8 +5,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{ProcessError, Program};
 
@@ -30,6 +31,28 @@ pub struct Conversation {
     complaint: Receiver<String>,
     /// While it is there, a line is repeated.
     repeating: Option<Sender<()>>,
+    /// No answer came in time: a later one would be taken for that to another question.
+    given_up: bool,
+}
+
+/// Until when a line is repeated; shared with the thread that does it.
+#[derive(Debug, Clone)]
+pub struct Until(Arc<Mutex<Instant>>);
+
+impl Until {
+    /// So long from now.
+    pub fn after(limit: Duration) -> Self {
+        Self(Arc::new(Mutex::new(Instant::now() + limit)))
+    }
+
+    /// So long from now, whatever was said before. Too late once the time is over.
+    pub fn extend(&self, limit: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + limit;
+    }
+
+    fn is_over(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) < Instant::now()
+    }
 }
 
 impl Program {
@@ -75,36 +98,42 @@ impl Program {
             lines,
             complaint,
             repeating: None,
+            given_up: false,
         })
     }
 }
 
 impl Conversation {
-    /// Sends one line and waits for one line.
+    /// Sends one line and waits for one line. After a deadline was missed nothing more is asked.
     pub fn ask(&mut self, line: &str, deadline: Duration) -> Result<String, ProcessError> {
+        if self.given_up {
+            return Err(self.ended());
+        }
         if let Some(mut stdin) = self.stdin.as_ref() {
             stdin
                 .write_all(format!("{line}\n").as_bytes())
                 .and_then(|()| stdin.flush())
                 .map_err(|_| self.ended())?;
         }
-        self.lines
-            .recv_timeout(deadline)
-            .map_err(|error| match error {
-                RecvTimeoutError::Timeout => ProcessError::Deadline {
+        match self.lines.recv_timeout(deadline) {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => {
+                self.given_up = true;
+                Err(ProcessError::Deadline {
                     command: self.command.clone(),
                     deadline,
-                },
-                RecvTimeoutError::Disconnected => self.ended(),
-            })
+                })
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
+        }
     }
 }
 
 impl Conversation {
     /// Sends a line, which is not answered, again and again from a thread of its own until the conversation is
-    /// dropped: also while an answer is awaited, and while nothing is asked. It must be shorter than the
+    /// dropped or the time is over: also while an answer is awaited, and while nothing is asked. It must be shorter than the
     /// kernel's `PIPE_BUF`, 4096 bytes, up to which a line is never mixed with another.
-    pub fn repeat(&mut self, line: &str, every: Duration) -> std::io::Result<()> {
+    pub fn repeat(&mut self, line: &str, every: Duration, until: &Until) -> std::io::Result<()> {
         let Some(stdin) = &self.stdin else {
             return Ok(());
         };
@@ -112,10 +141,11 @@ impl Conversation {
         let line = format!("{line}\n");
         let (sender, dropped) = mpsc::channel::<()>();
         self.repeating = Some(sender);
+        let until = until.clone();
         thread::spawn(move || {
             while dropped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
                 // Nobody reads any more when the program has ended.
-                if stdin.write_all(line.as_bytes()).is_err() {
+                if until.is_over() || stdin.write_all(line.as_bytes()).is_err() {
                     return;
                 }
             }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-pub use conversation::Conversation;
+pub use conversation::{Conversation, Until};
 pub use running::{Finished, Running};
 
 /// Most bytes of each stream that are kept; the rest is read and dropped.
@@ -402,6 +402,33 @@ mod tests {
         let mut silent = Program::new("sleep").arg("60").converse().unwrap();
         let error = silent.ask("x", Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, ProcessError::Deadline { .. }));
+    }
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_that_to_another_question() {
+        let script = "read a; read b; echo late; echo later; sleep 60";
+        let mut late = Program::new("sh").args(["-c", script]).converse().unwrap();
+        let error = late.ask("one", Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, ProcessError::Deadline { .. }));
+        let error = late.ask("two", Duration::from_secs(10)).unwrap_err();
+        assert!(matches!(error, ProcessError::Ended { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_line_is_repeated_until_its_time_is_over() {
+        // The shell answers the first question with what it has read when nothing more comes.
+        let script = "read first; n=0; while read -t 2 line; do n=$((n + 1)); done; echo $first $n";
+        let mut counts = Program::new("bash")
+            .args(["-c", script])
+            .converse()
+            .unwrap();
+        let until = Until::after(Duration::from_millis(300));
+        counts
+            .repeat("stay", Duration::from_millis(20), &until)
+            .unwrap();
+        let answer = counts.ask("question", Duration::from_secs(30)).unwrap();
+        let lines: u32 = answer.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!((1..=15).contains(&lines), "{answer}");
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Beside {
                 thread::sleep(PAUSE);
                 continue;
             }
-            self.note(tree_index, &tree, &differences);
+            self.note(tree_index, &tree, &scope, &differences);
             if let Scope::Names(_) = scope {
                 let mut state = self.shared.lock();
                 let sampled = &mut state.standbys[self.index].sampled;
@@ -166,7 +166,7 @@ impl Beside {
     }
 
     /// Differences become names in the queue of this standby.
-    fn note(&self, tree_index: u16, tree: &TreeState, differences: &Differences) {
+    fn note(&self, tree_index: u16, tree: &TreeState, scope: &Scope, differences: &Differences) {
         let now = Instant::now();
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -182,7 +182,7 @@ impl Beside {
             hold::begin(&self.settings, state, why);
         }
         let standby = &mut state.standbys[self.index];
-        if !standby.complete {
+        if !standby.complete && !matches!(scope, Scope::Names(_)) {
             let names = differences.found.len() as u64;
             standby.filling = Some(Filling::new(now, names, differences.bytes));
         }

@@ -24,17 +24,29 @@ pub struct Sampled {
     pub differing: Vec<Vec<u8>>,
 }
 
-/// Compares about so many files with the standby and answers `same FILES`, `differ COUNT FILES PATH` or
+/// Compares about so many files, none of them larger than so many bytes, with the standby and answers `same FILES`, `differ COUNT FILES PATH` or
 /// `error WHY`.
-pub fn sample(shared: &Shared, files: usize, standby: &str, limit: Duration) -> String {
+pub fn sample(
+    shared: &Shared,
+    files: usize,
+    largest: u64,
+    standby: &str,
+    limit: Duration,
+) -> String {
     let start = Instant::now();
-    let chosen = choose(shared, files);
+    let chosen = choose(shared, files, largest);
     let mut state = shared.lock();
+    if !state.scanned {
+        return "error the trees are still read".to_owned();
+    }
     let Some(index) = state.standbys.iter().position(|s| s.name == standby) else {
         return format!("error {standby} is no standby of the settings");
     };
     if !state.standbys[index].connected {
         return format!("error {standby} is not connected yet");
+    }
+    if state.standbys[index].comparing || !state.standbys[index].compare.is_empty() {
+        return format!("error {standby} is being compared");
     }
     state.standbys[index].sampled = Sampled {
         files: chosen.iter().map(|(_, names)| names.len()).sum(),
@@ -71,7 +83,7 @@ impl Sampled {
 }
 
 /// Files of each tree at random, as paths below its root.
-fn choose(shared: &Shared, files: usize) -> Vec<(u16, Vec<Vec<u8>>)> {
+fn choose(shared: &Shared, files: usize, largest: u64) -> Vec<(u16, Vec<Vec<u8>>)> {
     let directories = {
         let state = shared.lock();
         let mut directories = Vec::new();
@@ -95,7 +107,12 @@ fn choose(shared: &Shared, files: usize) -> Vec<(u16, Vec<Vec<u8>>)> {
             let mut found: Vec<Vec<u8>> = entries
                 .flatten()
                 .take(NAMES)
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+                .filter(|entry| {
+                    // Not following a link.
+                    entry
+                        .metadata()
+                        .is_ok_and(|found| found.is_file() && found.len() <= largest)
+                })
                 .map(|entry| entry.file_name().into_vec())
                 .collect();
             let state = shared.lock();

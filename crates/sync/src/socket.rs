@@ -363,7 +363,10 @@ impl Desk {
             (current.shared.clone(), current.active)
         };
         match shared.filter(|_| active) {
-            Some(shared) => sample::sample(&shared, files.min(MOST_SAMPLES), standby, SAMPLE),
+            Some(shared) => {
+                let largest = self.settings.sync.large;
+                sample::sample(&shared, files.min(MOST_SAMPLES), largest, standby, SAMPLE)
+            }
             None => "error this node is not the active one".to_owned(),
         }
     }
