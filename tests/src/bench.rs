@@ -1,6 +1,7 @@
 //! `scripts/bench`: each event many times at random moments, beside the floor and the original.
 
 mod checks;
+mod failback;
 mod sync;
 
 use std::fs;
@@ -11,6 +12,7 @@ use crate::provision::repository;
 use crate::{Lab, LabError, NodeName, Options, Suite, at, tell};
 
 pub use checks::{Checks, checks};
+pub use failback::{Failback, failback};
 pub use sync::{Sync, sync};
 
 /// The report that a benchmark renews its part of.

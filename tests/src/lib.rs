@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cluster::{Lab, Options, Roles};
-pub use image::Suite;
+pub use image::{Suite, image};
 pub use messenger::Messenger;
 pub use network::Side;
 pub use node::{NodeName, become_node, wait_until};

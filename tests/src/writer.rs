@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Lab, LabError, NodeName, VIP, at, network};
+use crate::{Lab, LabError, NodeName, VIP, at, network, wait_until};
 
 /// Without an answer for this long the client gives the connection up and tries a new one.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -157,6 +157,19 @@ impl Writer {
     /// How many rows were acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more are.
+    pub fn await_more(&self, more: usize, limit: Duration) -> Result<(), LabError> {
+        let wanted = self.acknowledged() + more;
+        wait_until("acknowledged rows", limit, || {
+            let rows = self.acknowledged();
+            Ok(if rows >= wanted {
+                Ok(())
+            } else {
+                Err(format!("{rows} of {wanted}"))
+            })
+        })
     }
 
     /// Stops the client and gives what it saw.

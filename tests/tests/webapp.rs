@@ -629,3 +629,69 @@ fn what_was_acknowledged_to_many_at_once_is_there_after_a_failover() {
         );
     }
 }
+
+#[test]
+fn uploads_that_only_the_old_node_had_are_kept_apart() {
+    let (_one_at_a_time, lab, account, _left) = whole_lab();
+    files_in_sync(&lab, Node1);
+    let visitor = logged_in(&lab, &account);
+    let upload = |name: &str| {
+        let (_kept, file) = file_with(name.as_bytes(), name);
+        let answer = visitor.upload(&file, name).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let stored = &answer.json()["files"][0];
+        (
+            stored["stored_name"].as_str().unwrap().to_owned(),
+            stored["stored"].as_str().unwrap().to_owned(),
+        )
+    };
+    // Nothing is sent any more; the check of it would move the VIP some seconds later.
+    lab.exec(Node1, &["systemctl", "kill", "-s", "STOP", "sync-realtime"])
+        .unwrap()
+        .success()
+        .unwrap();
+    let unsent: Vec<_> = (0..3).map(|n| upload(&format!("unsent{n}.txt"))).collect();
+    lab.power_off(Node1).unwrap();
+    wait_until("the application on the other node", LIMIT, || {
+        let answer = Visitor::at(&lab, VIP).get("healthz.php")?;
+        Ok(if answer.json()["role"] == "active" {
+            Ok(())
+        } else {
+            Err(format!("{answer:?}"))
+        })
+    })
+    .unwrap();
+    let during: Vec<_> = (0..5).map(|n| upload(&format!("during{n}.txt"))).collect();
+    assert!(
+        unsent
+            .iter()
+            .chain(&during)
+            .all(|(_, stored)| stored == "alone"),
+        "{unsent:?} {during:?}"
+    );
+    lab.power_on(Node1).unwrap();
+    lab.settled(Node2, LIMIT).unwrap();
+    files_in_sync(&lab, Node2);
+    let failback = lab
+        .exec(Node1, &["/usr/libexec/keepalived-companion/failback"])
+        .unwrap();
+    assert!(failback.status.success(), "{failback:?}");
+    let saved = recovered(&lab, Node1);
+    for node in NodeName::ALL {
+        let here = stored_files(node).unwrap();
+        for (name, _) in &during {
+            assert!(here.contains(name), "{name} is not on {node}");
+        }
+        for (name, _) in &unsent {
+            assert!(!here.contains(name), "{name} is on {node}");
+        }
+    }
+    let kept = unsent
+        .iter()
+        .filter(|(name, _)| saved.contains(name))
+        .count();
+    println!(
+        "5 uploads of the outage on both nodes, {kept} of 3 unsent ones in the recovery folder"
+    );
+    assert_eq!(kept, 3, "{saved:?}");
+}

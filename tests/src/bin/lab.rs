@@ -29,6 +29,12 @@ enum Verb {
         #[arg(long, default_value = "1")]
         advert_int: String,
     },
+    /// Make the nodes' image if it is not there, and no more
+    Image {
+        /// Debian release
+        #[arg(long, value_enum, default_value = "bookworm")]
+        suite: Suite,
+    },
     /// Run a command in a node
     Exec {
         /// The node
@@ -74,7 +80,7 @@ enum Verb {
     },
     /// Who is what
     Status,
-    /// Show the main job: three faults under a writing client, and a table
+    /// Show the main job: power loss and the way back, two more faults, a client that writes, and a table
     Demo,
     /// Measure each event many times, and print the table
     BenchCluster(lab::bench::Cluster),
@@ -82,6 +88,8 @@ enum Verb {
     BenchChecks(lab::bench::Checks),
     /// Measure file synchronisation beside what else does it, and print the table
     BenchSync(lab::bench::Sync),
+    /// Measure the way back, and print the table
+    BenchFailback(lab::bench::Failback),
     /// Stop the nodes
     Down,
     /// Remove everything but the image
@@ -139,6 +147,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
     let nothing = |()| (String::new(), 0);
     match verb {
         Verb::Up { suite, advert_int } => lab.up(&Options { suite, advert_int }).map(nothing),
+        Verb::Image { suite } => lab::image(suite).map(|image| (image.display().to_string(), 0)),
         Verb::Exec { node, command } => {
             let words = words(&command);
             lab.exec(node, &words.iter().map(String::as_str).collect::<Vec<_>>())
@@ -160,6 +169,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::BenchCluster(wanted) => lab::bench::cluster(&lab, &wanted).map(|table| (table, 0)),
         Verb::BenchChecks(wanted) => lab::bench::checks(&lab, &wanted).map(|table| (table, 0)),
         Verb::BenchSync(wanted) => lab::bench::sync(&lab, &wanted).map(|table| (table, 0)),
+        Verb::BenchFailback(wanted) => lab::bench::failback(&lab, &wanted).map(|table| (table, 0)),
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
