@@ -300,13 +300,13 @@ fn strikes() -> Vec<(&'static str, Strike)> {
         ("freeze-peer", Hang),
         ("freeze-peer", Private),
         ("grant", Private),
-        ("open", Private),
         ("grant", Both),
         ("freeze-peer", Power),
         ("grant", Driver),
     ];
     let more = [
         ("seal-files", Private),
+        ("open", Private),
         ("claim-epoch", Private),
         ("freeze-peer", Both),
         ("open", Both),

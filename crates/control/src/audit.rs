@@ -121,8 +121,7 @@ impl From<PromoteError> for AuditError {
 /// One look and what follows. The steady state needs no lock and no forced command.
 fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditError> {
     // With the VIP here and the database closed every moment counts: go straight to the whole look.
-    let urgent = observe::vip_present(settings)
-        && !observe::locally_writable(settings, settings.checks.deadline);
+    let urgent = observe::vip_present(settings) && !locally_writable(settings);
     if !urgent {
         let Some(mut glance) = look_unless(settings, Depth::Databases, hook_fired)? else {
             // The loop comes back at once.
@@ -190,6 +189,12 @@ fn tells_the_role(decision: &Decision) -> bool {
         | Decision::RemoveAddress
         | Decision::Refuse { .. } => false,
     }
+}
+
+fn locally_writable(settings: &Settings) -> bool {
+    Session::connect(settings, observe::Target::Local, settings.checks.deadline)
+        .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
+        .is_ok_and(|read_only| !read_only)
 }
 
 /// A node that follows the one that it granted the right to write to needs no note of it any more: a
@@ -363,11 +368,12 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             Ok(())
         }
         Decision::Fence { give_up_vip, why } => {
-            // The fence waits for nothing else.
-            act::fence_local(settings)?;
+            // The fence waits for nothing else, and the VIP goes whatever became of it.
+            let fenced = act::fence_local(settings);
             if *give_up_vip {
                 leave_vip(settings)?;
             }
+            fenced?;
             tell::alert(
                 settings,
                 "fenced",

@@ -10,8 +10,10 @@ use role::{Database, Decision, Policy, decide};
 use settings::Settings;
 
 use crate::look::{Depth, look};
-use crate::{files, node_role, statements, tell};
+use crate::{files, node_role, statements, tell, track};
 
+/// Keepalived obeys its track file within milliseconds; one that does not load it never does.
+const VIP_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -22,6 +24,8 @@ pub struct Left {
     pub sealed: bool,
     /// The database was open when the peer took the role lock, and nobody was granted the right to write since.
     pub was_open: bool,
+    /// The right to write was granted to another node, or may have been.
+    pub granted: bool,
     /// The peer has not hung up, it is not heard: what it had open here does not end by itself.
     pub silent: bool,
 }
@@ -32,6 +36,8 @@ enum ReopenError {
     Sql(#[from] SqlError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error("it does not answer")]
+    Silent,
 }
 
 /// Puts it right. The role lock is still held, so neither the audit here nor the peer, which cannot go on
@@ -55,6 +61,10 @@ pub fn put_right(settings: &Settings, left: &Left) {
 fn insist(settings: &Settings, left: &Left) {
     let start = Instant::now();
     while let Err(error) = end_freeze(settings, left) {
+        if observe::mariadb_process(settings).is_none() {
+            // Nothing is frozen, and the other node waits for the lock to take over.
+            return;
+        }
         if start.elapsed() > settings.role.freeze_limit {
             let text = format!(
                 "a role change broke off, and this database may be frozen: {error}; end the sessions of {}: \
@@ -75,6 +85,10 @@ fn end_freeze(settings: &Settings, left: &Left) -> Result<(), ReopenError> {
     let mut session = Session::connect(settings, Target::Local, settings.role.answer_timeout)?;
     let closed: bool = session.row("SELECT @@read_only")?;
     let open_again = closed && left.was_open && would_stay_open(settings)?;
+    if closed && left.granted && another_is_open(settings)? {
+        // Or who writes past `read_only` finds this database behind the VIP when the lock goes.
+        leave_vip(settings);
+    }
     if closed && !open_again {
         // Statements that wait for the lock would be carried out when it goes, past `read_only` if they may.
         statements::end_clients(&mut session, settings)?;
@@ -98,11 +112,28 @@ fn end_freeze(settings: &Settings, left: &Left) -> Result<(), ReopenError> {
     Ok(())
 }
 
+fn another_is_open(settings: &Settings) -> Result<bool, MemoryError> {
+    let seen = look(settings, Depth::Databases)?.seen;
+    Ok(seen.primary().is_some())
+}
+
+/// The audit takes part in VRRP again once this node stands by.
+fn leave_vip(settings: &Settings) {
+    if let Err(error) = track::set_standby(settings, true) {
+        log::error!("{error}");
+    }
+    let start = Instant::now();
+    while observe::vip_present(settings) && start.elapsed() < VIP_PATIENCE {
+        // The interval between two looks at the interface.
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// What the table says of this node as it was before the freeze.
-fn would_stay_open(settings: &Settings) -> Result<bool, MemoryError> {
+fn would_stay_open(settings: &Settings) -> Result<bool, ReopenError> {
     let mut seen = look(settings, Depth::Nodes)?.seen;
     let Database::Answering(server) = &mut seen.local.database else {
-        return Ok(false);
+        return Err(ReopenError::Silent);
     };
     server.writable = true;
     let policy = Policy {

@@ -162,6 +162,9 @@ struct Conversation {
     lock: Option<RoleLock>,
     /// The database did not answer when it was observed.
     silent: bool,
+    /// It was open then. Not asked again when the lock is taken: one that is frozen would cost a failover its
+    /// whole patience.
+    seen_open: bool,
     /// What is put right when the peer does not go on.
     left: Left,
 }
@@ -195,6 +198,7 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
         Request::Observe {} => {
             let (node, _session) = observe::observe_local(settings);
             state.silent = node.database == Database::Silent;
+            state.seen_open = node.database.writable();
             Response::Node {
                 node: Box::new(node),
             }
@@ -210,8 +214,7 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             match RoleLock::take(settings, patience) {
                 Ok(taken) => {
                     state.lock = Some(taken);
-                    state.left.was_open =
-                        observe::locally_writable(settings, settings.role.answer_timeout);
+                    state.left.was_open = state.seen_open;
                     Response::Done {}
                 }
                 Err(LockError::Busy { .. }) => Response::Busy {},
@@ -241,6 +244,7 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             }
             let granted = grant(settings, to).map_err(|e| e.to_string());
             // Also where it failed: half of it may have been done.
+            state.left.granted = !to.is_empty();
             if !to.is_empty() {
                 state.left.was_open = false;
                 state.left.sealed &= granted.is_err();

@@ -17,7 +17,7 @@ use crate::harvest;
 use crate::journal::{Journal, JournalError};
 use crate::link::{Link, LinkError};
 use crate::look::Look;
-use crate::{node_role, statements, tell, track};
+use crate::{link, node_role, statements, tell, track};
 
 /// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
 const VIP_PATIENCE: Duration = Duration::from_secs(3);
@@ -27,6 +27,8 @@ const TRACK_FILE_PATIENCE: Duration = Duration::from_secs(1);
 const CHECKS_PATIENCE: Duration = Duration::from_secs(30);
 /// Longer than any step but a wait for data.
 const STEP: Duration = Duration::from_secs(60);
+/// To fetch the end of a binlog, and to apply it.
+const HARVEST: Duration = Duration::from_secs(600);
 /// One slice of a long wait, after which progress is told.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -296,9 +298,11 @@ impl Execution<'_> {
         let address = reach(settings.database.port).ok_or_else(|| gone("database"))?;
         let patience = settings.role.answer_timeout;
         let mut session = Session::connect(settings, Target::Peer(address), patience)?;
-        // Statements of administrators, whom `read_only` does not stop, wait for the old session's lock on all
-        // tables and must not be carried out when it goes.
-        statements::end_clients(&mut session, settings)?;
+        if self.opened {
+            // Statements of administrators, whom `read_only` does not stop, wait for the old session's lock on
+            // all tables and must not be carried out when it goes.
+            statements::end_clients(&mut session, settings)?;
+        }
         // It would stay for as long as TCP does not give the connection up.
         statements::end_remote_tools(&mut session, settings)?;
         if self.opened {
@@ -357,8 +361,10 @@ impl Execution<'_> {
             Step::FreezePeer { .. }
             | Step::SealFiles { .. }
             | Step::CatchUp { .. }
-            | Step::Grant { .. } => role.freeze_limit.saturating_sub(spent),
-            Step::Drain | Step::Harvest { .. } => role.drain_timeout + STEP,
+            | Step::Grant { .. } => role
+                .freeze_limit
+                .saturating_sub(spent + link::silence(self.settings)),
+            Step::Drain | Step::Harvest { .. } => role.drain_timeout.max(HARVEST) + STEP,
             Step::FencePeer { .. }
             | Step::StopReplication
             | Step::StopReceiving

@@ -19,7 +19,7 @@ pub use maintenance::{maintenance, maintenance_file};
 pub use memory::{Memory, MemoryError};
 pub use role_state::{NodeRole, RoleState, boot_id, role_state, role_state_file, uptime_seconds};
 pub use server::{channel_sql_errors, observe_server, read_epoch};
-pub use session::{Session, SqlError, Target, locally_writable};
+pub use session::{Session, SqlError, Target};
 pub use sync_request::sync_request;
 pub use sync_status::{
     Quarantined, StandbyState, StandbyStatus, SyncState, SyncStatus, TreeStatus, sync_socket,

@@ -200,13 +200,6 @@ impl Session {
     }
 }
 
-/// Whether this node's database answers within the time, and is open for writes.
-pub fn locally_writable(settings: &Settings, patience: Duration) -> bool {
-    Session::connect(settings, Target::Local, patience)
-        .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
-        .is_ok_and(|read_only| !read_only)
-}
-
 /// Statements that carry a password are never printed whole.
 fn failed(statement: &str, source: mysql::Error) -> SqlError {
     let statement = match statement.find("MASTER_PASSWORD") {
