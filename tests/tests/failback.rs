@@ -450,12 +450,13 @@ fn what_breaks_in_the_middle_of_a_switch_over_ends_well() {
     }
 }
 
-/// The standby's applying thread stops at a row that is there already.
-fn stop_applying(lab: &Lab, standby: NodeName) {
-    const ROW: &str = "INSERT INTO ha_app.rows (writer, n, at) VALUES (78, 1, NOW(6))";
-    lab.sql(standby, &format!("SET sql_log_bin = 0; {ROW}"))
+/// The standby's applying thread stops at a row that is there already; gives its number.
+fn stop_applying(lab: &Lab, standby: NodeName) -> u64 {
+    let n = lab::event::first_row();
+    let row = format!("INSERT INTO ha_app.rows (writer, n, at) VALUES (78, {n}, NOW(6))");
+    lab.sql(standby, &format!("SET sql_log_bin = 0; {row}"))
         .unwrap();
-    lab.sql(standby.other(), ROW).unwrap();
+    lab.sql(standby.other(), &row).unwrap();
     wait_until("the applying thread to stop", LIMIT, || {
         let errno = lab.sql(standby, "SHOW ALL SLAVES STATUS")?;
         Ok(if errno.contains("1062") {
@@ -465,11 +466,14 @@ fn stop_applying(lab: &Lab, standby: NodeName) {
         })
     })
     .unwrap();
+    n
 }
 
-fn go_on_applying(lab: &Lab, standby: NodeName) {
-    let repaired = "SET sql_log_bin = 0; DELETE FROM ha_app.rows WHERE writer = 78; START SLAVE";
-    lab.sql(standby, repaired).unwrap();
+fn go_on_applying(lab: &Lab, standby: NodeName, row: u64) {
+    let repaired = format!(
+        "SET sql_log_bin = 0; DELETE FROM ha_app.rows WHERE writer = 78 AND n = {row}; START SLAVE"
+    );
+    lab.sql(standby, &repaired).unwrap();
 }
 
 #[test]
@@ -516,10 +520,10 @@ fn what_stands_in_the_way_is_named_before_anything_is_touched() {
     );
     assert_eq!(lab.roles().unwrap().writable, [Node2]);
     // And a standby that does not apply.
-    stop_applying(&lab, Node1);
+    let row = stop_applying(&lab, Node1);
     let told = ends_with(&lab, Node1, &[FAILBACK], 3);
     assert!(told.contains("replication stopped"), "{told}");
-    go_on_applying(&lab, Node1);
+    go_on_applying(&lab, Node1, row);
     ends_with(&lab, Node1, &[FAILBACK], 0);
 }
 
@@ -835,7 +839,7 @@ fn link_legacy(option: &str) {
 
 /// Without a track file a node that may not be promoted leaves the VIP by stopping Keepalived.
 fn a_refused_node_stops_its_keepalived(lab: &Lab) {
-    stop_applying(lab, Node2);
+    let row = stop_applying(lab, Node2);
     lab.power_off(Node1).unwrap();
     wait_until("Keepalived on node2 to be stopped", LIMIT, || {
         let state = lab.exec(Node2, &["systemctl", "is-active", "keepalived"])?;
@@ -859,7 +863,7 @@ fn a_refused_node_stops_its_keepalived(lab: &Lab) {
         roles.writable == [Node1] && roles.vip == [Node1]
     })
     .unwrap();
-    go_on_applying(lab, Node2);
+    go_on_applying(lab, Node2, row);
     ends_with(lab, Node2, &["systemctl", "start", "keepalived"], 0);
     lab.settled(Node1, LIMIT).unwrap();
 }
