@@ -632,7 +632,7 @@ fn what_was_acknowledged_to_many_at_once_is_there_after_a_failover() {
 
 #[test]
 fn uploads_that_only_the_old_node_had_are_kept_apart() {
-    let (_one_at_a_time, lab, account, _left) = whole_lab();
+    let (_one_at_a_time, lab, account, left) = whole_lab();
     files_in_sync(&lab, Node1);
     let visitor = logged_in(&lab, &account);
     let upload = |name: &str| {
@@ -694,4 +694,15 @@ fn uploads_that_only_the_old_node_had_are_kept_apart() {
         "5 uploads of the outage on both nodes, {kept} of 3 unsent ones in the recovery folder"
     );
     assert_eq!(kept, 3, "{saved:?}");
+    // What the operator does with them, and nothing is missing any more.
+    for (name, _) in &unsent {
+        let take_back = format!(
+            "cp -a $(find /var/lib/keepalived-companion/recovered -name {name}) /var/www/html/uploads/"
+        );
+        lab.exec(Node1, &["sh", "-c", &take_back])
+            .unwrap()
+            .success()
+            .unwrap();
+    }
+    assert_no_orphan(&lab, Node1, &left);
 }
