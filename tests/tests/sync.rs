@@ -1337,6 +1337,14 @@ fn two_active_nodes_take_nothing_from_each_other() {
         audit("start");
     });
     audit("stop");
+    for node in NodeName::ALL {
+        // One that runs at this moment would tell the role that it has seen.
+        run(
+            &lab,
+            node,
+            "systemctl stop keepalived-companion-role.service",
+        );
+    }
     tell_role(Node2, "active");
     let refusing = |node: NodeName| {
         await_status(node, "the other one to refuse", LIMIT, |status| {
