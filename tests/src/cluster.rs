@@ -53,6 +53,16 @@ pub struct Roles {
     pub replicating: Vec<NodeName>,
 }
 
+impl Roles {
+    /// One primary with the VIP, and the other node replicates.
+    pub fn whole(&self) -> bool {
+        self.writable.len() == 1
+            && self.replicating.len() == 1
+            && self.replicating != self.writable
+            && self.vip == self.writable
+    }
+}
+
 impl Lab {
     /// `program` is the path of the `lab` binary.
     pub fn new(program: impl Into<PathBuf>) -> Self {
@@ -379,18 +389,7 @@ impl Lab {
                 self.exec(node, command)?.success()?;
             }
         }
-        wait_until("a primary with a standby", limit, || {
-            let roles = self.roles()?;
-            let good = roles.writable.len() == 1
-                && roles.replicating.len() == 1
-                && roles.replicating != roles.writable
-                && roles.vip == roles.writable;
-            Ok(if good {
-                Ok(())
-            } else {
-                Err(format!("{roles:?}"))
-            })
-        })?;
+        self.await_roles("a primary with a standby", limit, Roles::whole)?;
         let other = primary.other();
         // A fault that has just ended may still move the roles: not before they stand is it known whose they are.
         let stands = self.roles()?.writable == [primary] && self.settled(primary, STANDS).is_ok();

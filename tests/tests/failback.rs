@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use lab::writer::{Report, Writer, now};
-use lab::{Lab, NodeName, OpenSession, Output, Side, VIP, wait_until};
+use lab::{Lab, NodeName, OpenSession, Output, Roles, Side, VIP, wait_until};
 
 use NodeName::{Node1, Node2};
 
@@ -225,6 +225,12 @@ fn power_loss_then_the_node_returns_and_takes_over_again() {
     assert_whole(&lab, &report, Node1);
 }
 
+/// The next role change on node1 is killed, or stopped, at that moment.
+fn inject(lab: &Lab, fault: &str) {
+    let write = format!("echo '{fault}' > /var/lib/keepalived-companion/fault");
+    ends_with(lab, Node1, &["sh", "-c", &write], 0);
+}
+
 #[test]
 fn killed_at_any_step_it_ends_well() {
     let (_one_at_a_time, lab) = whole_lab();
@@ -240,11 +246,7 @@ fn killed_at_any_step_it_ends_well() {
         lab.make_whole(Node1, LIMIT).unwrap();
         hand_over(&lab);
         let writer = start_writer(&lab, 1);
-        let fault = format!("echo '{point}' > /var/lib/keepalived-companion/fault");
-        lab.exec(Node1, &["sh", "-c", &fault])
-            .unwrap()
-            .success()
-            .unwrap();
+        inject(&lab, point);
         let struck = now();
         let output = lab.exec(Node1, &[FAILBACK]).unwrap();
         assert!(
@@ -351,8 +353,7 @@ impl Watchman {
 
 /// Runs `failback` on node1 until it stands still after a step.
 fn stopped_after(lab: &Lab, step: &str) -> JoinHandle<Output> {
-    let fault = format!("echo 'stop after {step}' > /var/lib/keepalived-companion/fault");
-    ends_with(lab, Node1, &["sh", "-c", &fault], 0);
+    inject(lab, &format!("stop after {step}"));
     let running = {
         let lab = lab.clone();
         // A shell between: nsenter stops with its child.
@@ -414,18 +415,8 @@ fn what_breaks_in_the_middle_of_a_switch_over_ends_well() {
         let went_on = now();
         lab.heal().unwrap();
         lab.power_on(Node2).unwrap();
-        wait_until("one primary with a standby", LIMIT, || {
-            let roles = lab.roles()?;
-            let well = roles.writable.len() == 1
-                && roles.vip == roles.writable
-                && roles.replicating == [roles.writable[0].other()];
-            Ok(if well {
-                Ok(())
-            } else {
-                Err(format!("{roles:?}"))
-            })
-        })
-        .unwrap();
+        lab.await_roles("one primary with a standby", LIMIT, Roles::whole)
+            .unwrap();
         let primary = lab.roles().unwrap().writable[0];
         lab.settled(primary, LIMIT).unwrap();
         await_rows(&writer, 100);

@@ -35,8 +35,19 @@ type Left = BTreeSet<String>;
 fn whole_lab() -> (MutexGuard<'static, ()>, Lab, Account, Left) {
     let (one_at_a_time, lab) = Lab::whole(env!("CARGO_BIN_EXE_lab"), LIMIT).unwrap();
     let account = deploy(Node1).unwrap();
+    await_application(&lab);
+    // The standby has the schema and the login.
+    in_sync(&lab);
+    let rows: Left = stored_rows(&lab, Node1).unwrap().into_iter().collect();
+    let files: Left = stored_files(Node1).unwrap().into_iter().collect();
+    let left = files.difference(&rows).cloned().collect();
+    (one_at_a_time, lab, account, left)
+}
+
+/// An active node answers through the VIP.
+fn await_application(lab: &Lab) {
     wait_until("an answer through the VIP", LIMIT, || {
-        let answer = Visitor::at(&lab, VIP).get("healthz.php")?;
+        let answer = Visitor::at(lab, VIP).get("healthz.php")?;
         Ok(
             if answer.status == 200 && answer.json()["role"] == "active" {
                 Ok(())
@@ -46,12 +57,6 @@ fn whole_lab() -> (MutexGuard<'static, ()>, Lab, Account, Left) {
         )
     })
     .unwrap();
-    // The standby has the schema and the login.
-    in_sync(&lab);
-    let rows: Left = stored_rows(&lab, Node1).unwrap().into_iter().collect();
-    let files: Left = stored_files(Node1).unwrap().into_iter().collect();
-    let left = files.difference(&rows).cloned().collect();
-    (one_at_a_time, lab, account, left)
 }
 
 fn in_sync(lab: &Lab) {
@@ -652,15 +657,7 @@ fn uploads_that_only_the_old_node_had_are_kept_apart() {
         .unwrap();
     let unsent: Vec<_> = (0..3).map(|n| upload(&format!("unsent{n}.txt"))).collect();
     lab.power_off(Node1).unwrap();
-    wait_until("the application on the other node", LIMIT, || {
-        let answer = Visitor::at(&lab, VIP).get("healthz.php")?;
-        Ok(if answer.json()["role"] == "active" {
-            Ok(())
-        } else {
-            Err(format!("{answer:?}"))
-        })
-    })
-    .unwrap();
+    await_application(&lab);
     let during: Vec<_> = (0..5).map(|n| upload(&format!("during{n}.txt"))).collect();
     assert!(
         unsent

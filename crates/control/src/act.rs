@@ -12,7 +12,7 @@ use crate::{node_role, statements};
 const DEATH: Duration = Duration::from_secs(5);
 
 /// What systemd is only asked for takes no longer.
-pub const ASKING: Duration = Duration::from_secs(3);
+const ASKING: Duration = Duration::from_secs(3);
 
 /// Runs systemctl.
 pub fn systemctl(words: &[&str], limit: Duration) -> Result<(), ProcessError> {
@@ -24,12 +24,17 @@ pub fn systemctl(words: &[&str], limit: Duration) -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// Asks systemd to do something to a unit, and does not wait until it is done.
+pub fn ask_systemd(verb: &str, unit: &str) -> Result<(), ProcessError> {
+    systemctl(&["--no-block", verb, unit], ASKING)
+}
+
 /// What looks at the nodes and acts on what it sees, by itself every two seconds.
 const ROLE_UNIT: &str = "keepalived-companion-role.service";
 
 /// Asks for a look now. The role lock must not be held: the look needs it where it acts.
 pub fn start_audit() {
-    if let Err(error) = systemctl(&["start", "--no-block", ROLE_UNIT], ASKING) {
+    if let Err(error) = ask_systemd("start", ROLE_UNIT) {
         log::error!("{error}; the timer looks within two seconds");
     }
 }

@@ -15,11 +15,6 @@ const FAILBACK: &str = "keepalived-companion-failback.service";
 /// Runs `failback --rejoin-only --rebuild`.
 const REBUILD: &str = "keepalived-companion-rebuild.service";
 
-/// Asks systemd for a unit; one that runs already goes on.
-fn start(unit: &str) -> Result<(), ProcessError> {
-    act::systemctl(&["--no-block", "start", unit], act::ASKING)
-}
-
 /// Starts a rebuild, and not again soon: each copies the whole primary.
 pub fn start_rebuild(settings: &Settings) -> Result<(), ProcessError> {
     let file = settings.paths.run.join("rebuild-tried.json");
@@ -29,7 +24,7 @@ pub fn start_rebuild(settings: &Settings) -> Result<(), ProcessError> {
         return Ok(());
     }
     tell::write_json(&file, &now);
-    start(REBUILD)
+    act::ask_systemd("start", REBUILD)
 }
 
 /// Starts a failback once this node, the preferred one, has been a standby in order for long enough, within
@@ -60,7 +55,7 @@ pub fn consider(settings: &Settings, seen: &Look) -> Result<(), ProcessError> {
                 // The next try, should this one fail, is as far away.
                 tell::write_json(&file, &now);
                 tell::failover_log(settings, "failback begins by itself");
-                start(FAILBACK)?;
+                act::ask_systemd("start", FAILBACK)?;
             }
         }
     }

@@ -122,11 +122,8 @@ fn leave_vip(settings: &Settings) {
     if let Err(error) = track::set_standby(settings, true) {
         log::error!("{error}");
     }
-    let start = Instant::now();
-    while observe::vip_present(settings) && start.elapsed() < VIP_PATIENCE {
-        // The interval between two looks at the interface.
-        thread::sleep(Duration::from_millis(10));
-    }
+    // The lock must go in any case: one that stays costs more.
+    let _ = track::await_vip(settings, false, VIP_PATIENCE);
 }
 
 /// What the table says of this node as it was before the freeze.

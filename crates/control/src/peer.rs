@@ -280,13 +280,9 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
         Request::Standby { on } => {
             done(track::set_standby(settings, *on).map_err(|e| e.to_string()))
         }
-        Request::RestartKeepalived {} => done(
-            act::systemctl(
-                &["--no-block", "restart", "keepalived.service"],
-                act::ASKING,
-            )
-            .map_err(|e| e.to_string()),
-        ),
+        Request::RestartKeepalived {} => {
+            done(act::ask_systemd("restart", "keepalived.service").map_err(|e| e.to_string()))
+        }
     }
 }
 

@@ -32,7 +32,7 @@ fn expect_read_only(session: &mut Session, wanted: bool) -> Result<(), SqlError>
 }
 
 /// Ends every client's session; the toolkit's own, replication's and the server's own stay.
-pub fn end_clients(session: &mut Session, settings: &Settings) -> Result<usize, SqlError> {
+pub fn end_clients(session: &mut Session, settings: &Settings) -> Result<(), SqlError> {
     let database = &settings.database;
     let which = format!(
         "USER NOT IN ('system user', 'event_scheduler', {}, {})",
@@ -43,25 +43,25 @@ pub fn end_clients(session: &mut Session, settings: &Settings) -> Result<usize, 
 }
 
 /// Ends the sessions that the toolkit on other nodes has here, but for this one.
-pub fn end_remote_tools(session: &mut Session, settings: &Settings) -> Result<usize, SqlError> {
+pub fn end_remote_tools(session: &mut Session, settings: &Settings) -> Result<(), SqlError> {
     let user = quote(&settings.database.account.user);
     // A session over the unix socket is at localhost, one over TCP at ADDRESS:PORT.
     end_sessions(session, &format!("USER = {user} AND HOST <> 'localhost'"))
 }
 
 /// Ends the sessions of the process list for which the condition holds, but for this one.
-fn end_sessions(session: &mut Session, which: &str) -> Result<usize, SqlError> {
+fn end_sessions(session: &mut Session, which: &str) -> Result<(), SqlError> {
     let found = session.rows::<u64>(&format!(
         "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() AND {which}"
     ))?;
-    for id in &found {
+    for id in found {
         match session.execute(&format!("KILL CONNECTION {id}")) {
             // ER_NO_SUCH_THREAD: it left by itself.
             Err(error) if error.server_code() != Some(1094) => return Err(error),
             Ok(()) | Err(_) => {}
         }
     }
-    Ok(found.len())
+    Ok(())
 }
 
 /// Sessions whose commit waits for a replica's acknowledgement.

@@ -2,6 +2,7 @@
 //! before the database is opened, forward only from there on.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -283,19 +284,13 @@ impl Execution<'_> {
     /// New connections to a peer, and its role lock, by whatever network it answers on.
     fn reconnect(&mut self, peer: &str) -> Result<(), StepError> {
         let settings = self.settings;
-        let gone = |what| StepError::NoConnection {
-            node: peer.to_owned(),
-            what,
-        };
         self.look.links.remove(peer);
         self.look.sessions.remove(peer);
-        let node = node(settings, peer).ok_or_else(|| gone("forced command"))?;
-        let reach = |port| observe::reachable(settings, node, port);
-        let address = reach(settings.peer.port).ok_or_else(|| gone("forced command"))?;
+        let (node, address) = reach(settings, peer, settings.peer.port, "forced command")?;
         let mut link = Link::open(settings, node, address)?;
         // It gives the lock up when the old conversation has been silent for long enough.
         link.lock(settings.role.freeze_limit)?;
-        let address = reach(settings.database.port).ok_or_else(|| gone("database"))?;
+        let (_, address) = reach(settings, peer, settings.database.port, "database")?;
         let patience = settings.role.answer_timeout;
         let mut session = Session::connect(settings, Target::Peer(address), patience)?;
         if self.opened {
@@ -575,15 +570,7 @@ impl Execution<'_> {
             // The steps before may have been long. A peer that was cut off meanwhile has given its lock up and
             // may have opened; in a switch-over it has granted.
             for (name, link) in &mut self.look.links {
-                let node = node(settings, name);
-                if node
-                    .is_none_or(|n| observe::reachable(settings, n, settings.peer.port).is_none())
-                {
-                    return Err(StepError::NoConnection {
-                        node: name.clone(),
-                        what: "host",
-                    });
-                }
+                reach(settings, name, settings.peer.port, "host")?;
                 link.still_locked()?;
             }
         }
@@ -611,7 +598,7 @@ impl Execution<'_> {
     /// bring the two together.
     fn fetch_vip(&mut self, peer: &str) -> Result<(), StepError> {
         self.link(peer)?.standby(true)?;
-        if self.vip_comes_within(TRACK_FILE_PATIENCE) {
+        if track::await_vip(self.settings, true, TRACK_FILE_PATIENCE) {
             return Ok(());
         }
         let instance = &self.settings.cluster.vrrp_instance;
@@ -624,25 +611,13 @@ impl Execution<'_> {
         }
         log::info!("{peer} keeps the VIP: its Keepalived is restarted");
         self.link(peer)?.restart_keepalived()?;
-        if !self.vip_comes_within(VIP_PATIENCE) {
+        if !track::await_vip(self.settings, true, VIP_PATIENCE) {
             let text = format!(
                 "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
             );
             self.warn("vip-not-here", text);
         }
         Ok(())
-    }
-
-    fn vip_comes_within(&self, limit: Duration) -> bool {
-        let start = Instant::now();
-        while !observe::vip_present(self.settings) {
-            if start.elapsed() > limit {
-                return false;
-            }
-            // The interval between two looks at the interface.
-            thread::sleep(Duration::from_millis(10));
-        }
-        true
     }
 
     fn demote(&mut self, peer: &str) -> Result<(), StepError> {
@@ -668,13 +643,9 @@ impl Execution<'_> {
             return here;
         };
         let settings = self.settings;
-        let port = settings.peer.port;
-        if node(settings, from).is_none_or(|n| observe::reachable(settings, n, port).is_none()) {
-            // A dead host: every second that is waited here is one in which the audit cannot take over.
-            return here.and(Err(StepError::NoConnection {
-                node: from.clone(),
-                what: "host",
-            }));
+        if let Err(gone) = reach(settings, from, settings.peer.port, "host") {
+            // Every second that is waited here for a dead host is one in which the audit cannot take over.
+            return here.and(Err(gone));
         }
         if let Err(why) = self.undo_there(done) {
             log::warn!("undoing: {why}; once more over new connections");
@@ -777,6 +748,21 @@ impl Execution<'_> {
             limit + SLICE,
         )?)
     }
+}
+
+/// The peer, and the address at which its kernel answers on that port now.
+fn reach<'a>(
+    settings: &'a Settings,
+    peer: &str,
+    port: u16,
+    what: &'static str,
+) -> Result<(&'a Node, IpAddr), StepError> {
+    node(settings, peer)
+        .and_then(|node| Some((node, observe::reachable(settings, node, port)?)))
+        .ok_or_else(|| StepError::NoConnection {
+            node: peer.to_owned(),
+            what,
+        })
 }
 
 fn ask_silent_again(settings: &Settings, look: &Look) -> Vec<(String, JoinHandle<bool>)> {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use settings::Settings;
 
@@ -30,6 +31,19 @@ pub fn standby_age(settings: &Settings) -> Option<Duration> {
     let path = settings.paths.run.join("standby");
     let written = fs::metadata(path).and_then(|file| file.modified()).ok()?;
     standby(settings).then(|| written.elapsed().unwrap_or_default())
+}
+
+/// Waits until the VIP is here, or is not; whether it is so within the time.
+pub fn await_vip(settings: &Settings, here: bool, limit: Duration) -> bool {
+    let start = Instant::now();
+    while observe::vip_present(settings) != here {
+        if start.elapsed() > limit {
+            return false;
+        }
+        // The interval between two looks at the interface.
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 /// Tells VRRP which node is the entitled primary.

@@ -131,8 +131,8 @@ impl Conversation {
 
 impl Conversation {
     /// Sends a line, which is not answered, again and again from a thread of its own until the conversation is
-    /// dropped or the time is over: also while an answer is awaited, and while nothing is asked. It must be shorter than the
-    /// kernel's `PIPE_BUF`, 4096 bytes, up to which a line is never mixed with another.
+    /// dropped or the time is over: also while an answer is awaited, and while nothing is asked. It must be
+    /// shorter than the kernel's `PIPE_BUF`, 4096 bytes, up to which a line is never mixed with another.
     pub fn repeat(&mut self, line: &str, every: Duration, until: &Until) -> std::io::Result<()> {
         let Some(stdin) = &self.stdin else {
             return Ok(());

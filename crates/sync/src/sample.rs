@@ -8,7 +8,7 @@ use crate::batch::below;
 use crate::compare::Scope;
 use crate::dirs::Key;
 use crate::root;
-use crate::state::Shared;
+use crate::state::{Shared, State};
 
 /// Most names of one directory that one is chosen from.
 const NAMES: usize = 1000;
@@ -24,8 +24,8 @@ pub struct Sampled {
     pub differing: Vec<Vec<u8>>,
 }
 
-/// Compares about so many files, none of them larger than so many bytes, with the standby and answers `same FILES`, `differ COUNT FILES PATH` or
-/// `error WHY`.
+/// Compares about so many files, none of them larger than so many bytes, with the standby and answers
+/// `same FILES`, `differ COUNT FILES PATH` or `error WHY`.
 pub fn sample(
     shared: &Shared,
     files: usize,
@@ -34,20 +34,16 @@ pub fn sample(
     limit: Duration,
 ) -> String {
     let start = Instant::now();
+    // Before the disk is read for nothing; and once more, since that takes time.
+    if let Err(why) = ready(&shared.lock(), standby) {
+        return format!("error {why}");
+    }
     let chosen = choose(shared, files, largest);
     let mut state = shared.lock();
-    if !state.scanned {
-        return "error the trees are still read".to_owned();
-    }
-    let Some(index) = state.standbys.iter().position(|s| s.name == standby) else {
-        return format!("error {standby} is no standby of the settings");
+    let index = match ready(&state, standby) {
+        Ok(index) => index,
+        Err(why) => return format!("error {why}"),
     };
-    if !state.standbys[index].connected {
-        return format!("error {standby} is not connected yet");
-    }
-    if state.standbys[index].comparing || !state.standbys[index].compare.is_empty() {
-        return format!("error {standby} is being compared");
-    }
     state.standbys[index].sampled = Sampled {
         files: chosen.iter().map(|(_, names)| names.len()).sum(),
         open: chosen.len(),
@@ -66,6 +62,24 @@ pub fn sample(
         state = shared.wait(state, left);
     }
     state.standbys[index].sampled.answer()
+}
+
+/// The standby's place, where it can be compared now.
+fn ready(state: &State, name: &str) -> Result<usize, String> {
+    if !state.scanned {
+        return Err("the trees are still read".to_owned());
+    }
+    let Some(index) = state.standbys.iter().position(|s| s.name == name) else {
+        return Err(format!("{name} is no standby of the settings"));
+    };
+    let standby = &state.standbys[index];
+    if !standby.connected {
+        return Err(format!("{name} is not connected yet"));
+    }
+    if standby.comparing || !standby.compare.is_empty() {
+        return Err(format!("{name} is being compared"));
+    }
+    Ok(index)
 }
 
 impl Sampled {

@@ -109,6 +109,12 @@ impl Desk {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state of an active node that watches.
+    fn sending(&self) -> Option<Arc<Shared>> {
+        let current = self.current();
+        current.shared.clone().filter(|_| current.active)
+    }
+
     fn shared(&self) -> Option<Arc<Shared>> {
         self.current().shared.clone()
     }
@@ -153,11 +159,7 @@ impl Desk {
 
     /// `stored`, `alone REASON` or `error REASON`.
     fn wait(&self, path: &[u8]) -> String {
-        let (shared, active) = {
-            let current = self.current();
-            (current.shared.clone(), current.active)
-        };
-        let Some(shared) = shared.filter(|_| active) else {
+        let Some(shared) = self.sending() else {
             return match &self.current().blocked {
                 Some(why) => format!("alone {why}"),
                 None => "error this node is not the active one".to_owned(),
@@ -312,11 +314,7 @@ impl Desk {
     /// Sends what waits, and then nothing more: `sealed`, `behind N`, `standby`.
     fn seal(&self, limit: Duration) -> String {
         let start = Instant::now();
-        let (shared, active) = {
-            let current = self.current();
-            (current.shared.clone(), current.active)
-        };
-        let Some(shared) = shared.filter(|_| active) else {
+        let Some(shared) = self.sending() else {
             return match &self.current().blocked {
                 Some(why) => format!("error {why}"),
                 None => "standby".to_owned(),
@@ -358,11 +356,7 @@ impl Desk {
 
     /// Compares some files with a standby by their digests.
     fn sample(&self, files: usize, standby: &str) -> String {
-        let (shared, active) = {
-            let current = self.current();
-            (current.shared.clone(), current.active)
-        };
-        match shared.filter(|_| active) {
+        match self.sending() {
             Some(shared) => {
                 let largest = self.settings.sync.large;
                 sample::sample(&shared, files.min(MOST_SAMPLES), largest, standby, SAMPLE)
