@@ -92,6 +92,7 @@ pub fn cluster(lab: &Lab, wanted: &Cluster) -> Result<String, LabError> {
     lab.up(&Options {
         advert_int: advert_int.to_owned(),
         suite: wanted.suite,
+        ..Options::default()
     })?;
     let mut table = format!(
         "advert_int {advert_int}, {} runs each at random moments, {}:\n\n\

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use process::{Output, Program};
 
 use crate::node::{self, wait_until};
 use crate::provision;
-use crate::{LIVE, LabError, NodeName, Side, Suite, VIP, at, image, network, tell};
+use crate::{LIVE, LabError, NodeName, Side, Suite, VIP, at, image, network, release_before, tell};
 
 /// `vrrp_startup_delay` of the shipped configuration, with a second for its first checks.
 const STARTUP_DELAY: f64 = 6.0;
@@ -24,6 +23,8 @@ pub struct Options {
     pub suite: Suite,
     /// Keepalived's `advert_int`, in seconds.
     pub advert_int: String,
+    /// The node that has the release before this one; the other one has this one.
+    pub not_upgraded: Option<NodeName>,
 }
 
 impl Default for Options {
@@ -31,6 +32,7 @@ impl Default for Options {
         Self {
             suite: Suite::Bookworm,
             advert_int: "1".to_owned(),
+            not_upgraded: None,
         }
     }
 }
@@ -78,7 +80,14 @@ impl Lab {
         let image = image::image(options.suite)?;
         fs::create_dir_all(LIVE).map_err(at(LIVE))?;
         let marker = Path::new(LIVE).join("image");
-        let wanted = format!("{}\n{}\n", image.display(), options.advert_int);
+        let not_upgraded = options.not_upgraded.map_or_else(String::new, |node| {
+            format!("{node} has the release before\n")
+        });
+        let wanted = format!(
+            "{}\n{}\n{not_upgraded}",
+            image.display(),
+            options.advert_int
+        );
         match fs::read_to_string(&marker) {
             Ok(found) if found != wanted => {
                 return Err(LabError::Unfit(
@@ -93,8 +102,16 @@ impl Lab {
             let fresh = !node.root().exists();
             node::mount(node, &image)?;
             if fresh {
-                let binaries = self.program.parent().unwrap_or(Path::new("/")).to_owned();
-                provision::furnish(node, &keys, &options.advert_int, &binaries)?;
+                let (tree, binaries) = if options.not_upgraded == Some(node) {
+                    let tree = release_before()?;
+                    let binaries = tree.join("target/release");
+                    (tree, binaries)
+                } else {
+                    let binaries = self.program.parent().unwrap_or(Path::new("/")).to_owned();
+                    (provision::repository(), binaries)
+                };
+                let release = provision::Release { tree, binaries };
+                provision::furnish(node, &keys, &options.advert_int, &release)?;
             }
         }
         tell(&format!("booting the nodes ({:.1?})", start.elapsed()));
@@ -116,19 +133,6 @@ impl Lab {
         }
         tell(&format!("up after {:.1?}", start.elapsed()));
         Ok(())
-    }
-
-    /// Brings both nodes up, with node1 as the primary, for one test of this process at a time.
-    pub fn whole(
-        program: impl Into<PathBuf>,
-        limit: Duration,
-    ) -> Result<(MutexGuard<'static, ()>, Self), LabError> {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let lab = Self::new(program);
-        lab.up(&Options::default())?;
-        lab.make_whole(NodeName::Node1, limit)?;
-        Ok((one_at_a_time, lab))
     }
 
     /// Waits until `primary` is the writable primary with the VIP, and the others replicate with
@@ -245,16 +249,16 @@ impl Lab {
             }
             let query =
                 "SELECT IF(@@read_only, 'closed', 'open-for-writes'); SHOW ALL SLAVES STATUS\\G";
-            let asked = node::feed(node, &["timeout", "5", "mariadb", "-N", "-B"], query)?;
+            // With column names: a stopped channel has other fields that are Yes.
+            let asked = node::feed(node, &["timeout", "5", "mariadb", "-B"], query)?;
             if !asked.status.success() {
                 continue;
             }
             let text = asked.text();
-            if text.contains("open-for-writes") {
+            if text.lines().any(|line| line == "open-for-writes") {
                 roles.writable.push(node);
             }
-            // Without column names \G prints bare values: IO and SQL thread are the only two Yes.
-            if text.lines().filter(|l| l.trim() == "Yes").count() >= 2 {
+            if replicates(&text) {
                 roles.replicating.push(node);
             }
         }
@@ -299,6 +303,22 @@ impl Lab {
         node::kill(node)
     }
 
+    /// Shuts the node down in order, and waits until it is off.
+    pub fn shut_down(&self, node: NodeName) -> Result<(), LabError> {
+        self.exec(node, &["systemctl", "poweroff"])?.success()?;
+        wait_until(
+            &format!("{node} to shut down"),
+            Duration::from_secs(60),
+            || {
+                Ok(match node::leader(node) {
+                    None => Ok(()),
+                    Some(leader) => Err(format!("its init {leader} still runs")),
+                })
+            },
+        )?;
+        self.power_off(node)
+    }
+
     /// Boots the node again with the disk it had.
     pub fn power_on(&self, node: NodeName) -> Result<(), LabError> {
         let marker = Path::new(LIVE).join("image");
@@ -311,6 +331,11 @@ impl Lab {
     /// Cuts a node off on a network; its carrier stays.
     pub fn partition(&self, node: NodeName, side: Side) -> Result<(), LabError> {
         network::partition(node, side)
+    }
+
+    /// Drops what the nodes send each other from and to a TCP port, on both networks.
+    pub fn cut_port(&self, port: u16) -> Result<(), LabError> {
+        network::cut_port(port)
     }
 
     /// Ends every partition.
@@ -433,6 +458,13 @@ impl Lab {
     }
 }
 
+/// Whether both threads of a channel run, as SHOW ALL SLAVES STATUS\G tells.
+fn replicates(status: &str) -> bool {
+    ["Slave_IO_Running: Yes", "Slave_SQL_Running: Yes"]
+        .iter()
+        .all(|thread| status.lines().any(|line| line.trim() == *thread))
+}
+
 fn network_exists() -> Result<bool, LabError> {
     let listed = Program::new("ip")
         .args(["netns", "list"])
@@ -475,4 +507,29 @@ fn fit_machine() -> Result<(), LabError> {
             .map_err(|_| LabError::Unfit("this kernel has no overlay file system".to_owned()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_replicates_when_both_threads_run() {
+        let status = |io: &str, sql: &str| {
+            format!(
+                "closed\n  Slave_IO_Running: {io}\n  Slave_SQL_Running: {sql}\n  Master_SSL_Allowed: Yes\n\
+                 Master_SSL_Verify_Server_Cert: Yes\n  Slave_SQL_Running_State: waiting\n"
+            )
+        };
+        assert!(replicates(&status("Yes", "Yes")));
+        for (io, sql) in [
+            ("No", "No"),
+            ("Yes", "No"),
+            ("No", "Yes"),
+            ("Connecting", "Yes"),
+        ] {
+            assert!(!replicates(&status(io, sql)), "{io} {sql}");
+        }
+        assert!(!replicates("closed\n"));
+    }
 }

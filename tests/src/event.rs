@@ -56,11 +56,148 @@ pub const DATABASE_FROZEN: Event = Event {
     },
 };
 
+/// The same on a host whose systemctl answers after three seconds: a fence that waits for it, or takes its
+/// silence for an answer, comes too late.
+pub const DATABASE_FROZEN_SLOW_SYSTEMD: Event = Event {
+    name: "mariadbd frozen, systemctl slow",
+    survivor: Node2,
+    strike: |lab| {
+        takes_a_write(lab, Node1)?.map_err(LabError::Unfit)?;
+        // Found before the real one by whatever does not name its directory.
+        let slow = "printf '#!/bin/sh\nsleep 3\nexec /usr/bin/systemctl \"$@\"\n' > /usr/local/sbin/systemctl && \
+                    chmod 755 /usr/local/sbin/systemctl";
+        lab.exec(Node1, &["sh", "-c", slow])?.success()?;
+        let struck = freeze_and_thaw(lab);
+        lab.exec(Node1, &["rm", "/usr/local/sbin/systemctl"])?
+            .success()?;
+        struck
+    },
+};
+
+/// What a host is busy with while its database stands still. Its standby may look for too long to be sure that it has
+/// everything; the database is killed all the same, and either node goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Pressure {
+    /// For a person.
+    pub name: &'static str,
+    script: &'static str,
+}
+
+/// Every processor is busy.
+pub const CPU_SATURATED: Pressure = Pressure {
+    name: "mariadbd frozen, CPU saturated",
+    script: "for n in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; wait",
+};
+
+/// 2 GiB of memory are taken over and over: one line without an end, and tail keeps all of it.
+pub const MEMORY_TAKEN: Pressure = Pressure {
+    name: "mariadbd frozen, 2 GiB of memory pressure",
+    script: "while :; do head -c 2G /dev/zero | tail >/dev/null; done",
+};
+
+/// Freezes the active node's database while its host is busy. It goes on once the other one is open, and must not take
+/// a write then; or it was killed before.
+pub fn freeze_under(lab: &Lab, pressure: &Pressure) -> Result<(), LabError> {
+    takes_a_write(lab, Node1)?.map_err(LabError::Unfit)?;
+    let unit = [
+        "systemd-run",
+        "--quiet",
+        "--unit=lab-load",
+        "sh",
+        "-c",
+        pressure.script,
+    ];
+    let process = || -> Result<String, LabError> {
+        Ok(lab.exec(Node1, &["pgrep", "-x", "mariadbd"])?.text())
+    };
+    let frozen = process()?;
+    lab.exec(Node1, &unit)?.success()?;
+    lab.exec(Node1, &["systemctl", "kill", "-s", "STOP", "mariadb"])?
+        .success()?;
+    let mut opened = false;
+    wait_until(
+        "the standby to open, or the frozen one's end",
+        LIMIT,
+        || {
+            opened = lab.sql(Node2, "SELECT @@read_only + 0")? == "0";
+            Ok(if opened || process()? != frozen {
+                Ok(())
+            } else {
+                Err("neither".to_owned())
+            })
+        },
+    )?;
+    lab.exec(Node1, &["kill", "-s", "CONT", &frozen])?;
+    let taken = opened && takes_a_write(lab, Node1)?.is_ok();
+    lab.exec(Node1, &["systemctl", "stop", "lab-load"])?
+        .success()?;
+    if taken {
+        return Err(LabError::Unsafe(
+            "the old node took a write after the new one had opened".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn freeze_and_thaw(lab: &Lab) -> Result<f64, LabError> {
+    let signal = |name| {
+        let kill = ["/usr/bin/systemctl", "kill", "-s", name, "mariadb"];
+        lab.exec(Node1, &kill)
+    };
+    signal("STOP")?.success()?;
+    wait_until("the standby to open", LIMIT, || {
+        let open = lab.sql(Node2, "SELECT @@read_only + 0")?;
+        Ok(if open == "0" { Ok(()) } else { Err(open) })
+    })?;
+    let thawed = now();
+    // A server that was killed meanwhile is gone, and that is as good.
+    signal("CONT")?;
+    match takes_a_write(lab, Node1)? {
+        Err(_refused) => Ok(thawed),
+        Ok(()) => Err(LabError::Unsafe(
+            "the old node took a write after the new one had opened".to_owned(),
+        )),
+    }
+}
+
+/// Whether a client of a node's database may write; why not otherwise.
+fn takes_a_write(lab: &Lab, node: NodeName) -> Result<Result<(), String>, LabError> {
+    // Below the numbers of every run, so that no writer's row is counted wrong.
+    let n = first_row() / BLOCK;
+    let insert = format!("REPLACE INTO ha_app.rows (writer, n, at) VALUES (98, {n}, NOW(6))");
+    let client = [
+        "timeout",
+        "5",
+        "mariadb",
+        "--user=ha_user",
+        "--password=securepass",
+        "-e",
+        &insert,
+    ];
+    let output = lab.exec(node, &client)?;
+    Ok(if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    })
+}
+
 /// The web server is gone for good; the database is well.
 pub const APACHE_BROKEN: Event = Event {
     name: "Apache broken beyond repair",
     survivor: Node2,
     strike: |lab| kill_for_good(lab, "apache2").map(|_| f64::INFINITY),
+};
+
+/// Every process of the web server stands still.
+pub const APACHE_HUNG: Event = Event {
+    name: "Apache stopped by a signal",
+    survivor: Node2,
+    strike: |lab| {
+        lab.exec(Node1, &["pkill", "-STOP", "-x", "apache2"])?
+            .success()?;
+        Ok(f64::INFINITY)
+    },
 };
 
 /// The standby's power is cut.

@@ -14,7 +14,10 @@ mod network;
 mod node;
 mod open_session;
 mod provision;
+mod release_before;
 pub mod tree;
+pub mod trial;
+mod turn;
 pub mod web;
 pub mod web_load;
 pub mod writer;
@@ -29,6 +32,8 @@ pub use network::Side;
 pub use node::{NodeName, become_node, wait_until};
 pub use open_session::OpenSession;
 pub use process::Output;
+pub use release_before::release_before;
+pub use turn::Turn;
 pub use writer::{Report, Writer};
 
 /// Where images are kept between runs.

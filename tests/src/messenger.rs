@@ -1,5 +1,5 @@
-//! A messenger at the client's place that receives the nodes' alerts over HTTP, and is out of order
-//! at first: it fails, asks for patience, and hangs, before it accepts anything.
+//! A messenger at the client's place that receives the nodes' alerts over HTTP. It may be out of order at first: it
+//! fails, asks for patience, and hangs, before it accepts anything.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,8 +10,10 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 
 use crate::writer::json_lines;
-use crate::{Lab, LabError, at, network};
+use crate::{Lab, LabError, NodeName, at, network};
 
+/// So many answers are those of one that is out of order.
+const OUT_OF_ORDER: usize = 3;
 /// Where the nodes' settings point to.
 pub const ADDRESS: &str = "192.168.100.50:8080";
 
@@ -38,10 +40,24 @@ pub struct Messenger {
 }
 
 impl Messenger {
-    /// Starts it in the client's namespace.
+    /// Starts it in the client's namespace. Both nodes forget how long they wanted to wait for the one before it.
     pub fn start(lab: &Lab) -> Result<Self, LabError> {
+        for node in NodeName::ALL {
+            let forget = ["rm", "-f", "/var/lib/keepalived-companion/alerts/backoff"];
+            lab.exec(node, &forget)?.success()?;
+        }
+        Self::run(lab, &[])
+    }
+
+    /// The same, out of order at first.
+    pub fn start_out_of_order(lab: &Lab) -> Result<Self, LabError> {
+        Self::run(lab, &["--out-of-order"])
+    }
+
+    fn run(lab: &Lab, options: &[&str]) -> Result<Self, LabError> {
         let mut child = network::client_process(lab.program())
             .arg("messenger")
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -75,10 +91,11 @@ impl Drop for Messenger {
 }
 
 /// The messenger itself: until standard input closes.
-pub fn run() -> Result<(), LabError> {
+pub fn run(out_of_order: bool) -> Result<(), LabError> {
     let listener = TcpListener::bind(ADDRESS).map_err(at(ADDRESS))?;
+    let first = if out_of_order { 0 } else { OUT_OF_ORDER };
     thread::spawn(move || {
-        for (number, stream) in listener.incoming().flatten().enumerate() {
+        for (number, stream) in (first..).zip(listener.incoming().flatten()) {
             thread::spawn(move || drop(answer(number, stream)));
         }
     });

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use observe::{SyncState, SyncStatus, uptime_seconds};
+use nodefiles::sync_status::{SyncState, SyncStatus};
+use observe::uptime_seconds;
 
 use crate::node::{leader, wait_until};
 use crate::tree::{Digest, differences, digest};

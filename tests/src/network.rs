@@ -155,6 +155,27 @@ pub fn partition(node: NodeName, side: Side) -> Result<(), LabError> {
     Ok(())
 }
 
+/// Drops what the nodes send each other from and to a TCP port, on both networks; everything else passes.
+pub fn cut_port(port: u16) -> Result<(), LabError> {
+    let nft = |words: &str| run("ip", &format!("netns exec {SWITCH} nft {words}"));
+    nft("add table bridge lab")?;
+    nft("add chain bridge lab cut { type filter hook forward priority 0 ; }")?;
+    for node in NodeName::ALL {
+        let other = node.other();
+        for (from, to) in [
+            (node.private(), other.private()),
+            (node.front(), other.front()),
+        ] {
+            for end in ["sport", "dport"] {
+                nft(&format!(
+                    "add rule bridge lab cut ip saddr {from} ip daddr {to} tcp {end} {port} drop"
+                ))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Ends every partition.
 pub fn heal() -> Result<(), LabError> {
     // `add` first: deleting a table that is not there is an error.

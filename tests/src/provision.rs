@@ -141,20 +141,28 @@ fn read(path: &Path) -> Result<String, LabError> {
     fs::read_to_string(path).map_err(at(path))
 }
 
+/// What is installed on a node.
+#[derive(Debug)]
+pub struct Release {
+    /// Its sources, with the files that are installed besides its programs.
+    pub tree: PathBuf,
+    /// Where its programs are.
+    pub binaries: PathBuf,
+}
+
 /// Installs and configures the toolkit in the node's mounted tree.
 pub fn furnish(
     node: NodeName,
     keys: &Path,
     advert_int: &str,
-    binaries: &Path,
+    release: &Release,
 ) -> Result<(), LabError> {
     let root = node.root();
-    let repository = repository();
-    Program::new(repository.join("scripts/install"))
+    Program::new(release.tree.join("scripts/install"))
         .arg("--destdir")
         .arg(&root)
         .arg("--build-dir")
-        .arg(binaries)
+        .arg(&release.binaries)
         .run()?
         .success()?;
     let secrets = root.join("etc/keepalived/secrets");

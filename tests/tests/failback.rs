@@ -10,13 +10,13 @@
 
 use std::fmt::Write as _;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use lab::writer::{Report, Writer, now};
-use lab::{Lab, NodeName, OpenSession, Output, Roles, Side, VIP, wait_until};
+use lab::{Lab, LabError, NodeName, OpenSession, Output, Roles, Side, Turn, VIP, wait_until};
 
 use NodeName::{Node1, Node2};
 
@@ -26,7 +26,7 @@ const FAILBACK: &str = "/usr/libexec/keepalived-companion/failback";
 const PROMOTE: &str = "/usr/libexec/keepalived-companion/promote";
 
 /// Node1 is the preferred node and the primary.
-fn whole_lab() -> (MutexGuard<'static, ()>, Lab) {
+fn whole_lab() -> (Turn, Lab) {
     Lab::whole(env!("CARGO_BIN_EXE_lab"), LIMIT).unwrap()
 }
 
@@ -42,11 +42,15 @@ fn said(output: &Output) -> String {
 fn ends_with(lab: &Lab, node: NodeName, command: &[&str], code: i32) -> String {
     let output = lab.exec(node, command).unwrap();
     let said = said(&output);
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{command:?} on {node}: {said}"
-    );
+    if output.status.code() != Some(code) {
+        // A refusal names these.
+        let logs = "tail -n 5 /var/log/keepalived/check_*.log";
+        let logs = lab.exec(node, &["sh", "-c", logs]).unwrap().text();
+        panic!(
+            "{command:?} on {node}: {}, not {code}: {said}\n{logs}",
+            output.status
+        );
+    }
     said
 }
 
@@ -361,6 +365,9 @@ fn stopped_after(lab: &Lab, step: &str) -> JoinHandle<Output> {
         thread::spawn(move || lab.exec(Node1, &["sh", "-c", &command]).unwrap())
     };
     wait_until("failback to stand still", LIMIT, || {
+        if running.is_finished() {
+            return Ok(Ok(()));
+        }
         let states = lab.exec(Node1, &["ps", "-C", "failback", "-o", "stat="])?;
         Ok(if states.text().starts_with('T') {
             Ok(())
@@ -369,6 +376,11 @@ fn stopped_after(lab: &Lab, step: &str) -> JoinHandle<Output> {
         })
     })
     .unwrap();
+    assert!(
+        !running.is_finished(),
+        "failback did not stand still: {}",
+        said(&running.join().unwrap())
+    );
     running
 }
 
@@ -633,6 +645,105 @@ fn what_only_the_old_primary_had_is_written_down_and_taken_back() {
     lab.settled(Node1, LIMIT).unwrap();
     hand_over(&lab);
     assert_equal_schema(&lab);
+}
+
+/// The standby was away for longer than the primary keeps its binlogs.
+#[test]
+fn a_standby_whose_binlogs_were_purged_is_told_of_once_and_rebuilt() {
+    /// Looks of the audit in which a loop would show itself.
+    const LOOKS: usize = 4;
+    /// A second, and what a busy machine adds.
+    const BEGINS: f64 = 3.0;
+    const MAINTENANCE: &str = "/usr/libexec/keepalived-companion/maintenance";
+    let (_one_at_a_time, lab) = whole_lab();
+    let lines = |words: &str| -> Result<usize, LabError> {
+        let log = lab.exec(Node2, &["cat", "/var/log/keepalived_failover.log"])?;
+        let log = log.text();
+        Ok(log.lines().filter(|line| line.contains(words)).count())
+    };
+    let looks = || -> Result<usize, LabError> {
+        let unit = "keepalived-companion-role";
+        let log = lab.exec(
+            Node2,
+            &["journalctl", "-q", "-u", unit, "-o", "cat", "--no-pager"],
+        )?;
+        Ok(log.text().matches("Starting ").count())
+    };
+    // Or its audit attaches it at once.
+    ends_with(&lab, Node2, &[MAINTENANCE, "on", "--for", "10m"], 0);
+    lab.sql(Node2, "STOP SLAVE").unwrap();
+    lab.sql(
+        Node1,
+        "CREATE OR REPLACE TABLE ha_app.purged (n INT PRIMARY KEY); INSERT INTO ha_app.purged VALUES (1); \
+         FLUSH BINARY LOGS",
+    )
+    .unwrap();
+    let newest = lab.sql(Node1, "SHOW BINARY LOGS").unwrap();
+    let newest = newest
+        .lines()
+        .last()
+        .and_then(|line| line.split('\t').next())
+        .unwrap();
+    // Not while the connection of the standby still reads one of them.
+    wait_until("the binlogs to be purged", LIMIT, || {
+        lab.sql(Node1, &format!("PURGE BINARY LOGS TO '{newest}'"))?;
+        let left = lab.sql(Node1, "SHOW BINARY LOGS")?;
+        Ok(if left.starts_with(newest) {
+            Ok(())
+        } else {
+            Err(left)
+        })
+    })
+    .unwrap();
+    lab.sql(Node1, "INSERT INTO ha_app.purged VALUES (2)")
+        .unwrap();
+    let (told, attached) = (
+        lines("error 1236").unwrap(),
+        lines("replicates from").unwrap(),
+    );
+    ends_with(&lab, Node2, &[MAINTENANCE, "off"], 0);
+    let once = |words: &str, before: usize| {
+        wait_until(words, LIMIT, || {
+            let news = lines(words)? - before;
+            Ok(if news == 1 {
+                Ok(())
+            } else {
+                Err(format!("{news} times"))
+            })
+        })
+        .unwrap();
+    };
+    once("error 1236", told);
+    let before = looks().unwrap();
+    wait_until("more looks of the audit", LIMIT, || {
+        let news = looks()? - before;
+        Ok(if news >= LOOKS {
+            Ok(())
+        } else {
+            Err(news.to_string())
+        })
+    })
+    .unwrap();
+    once("error 1236", told);
+    // The channel is not made anew for the same answer.
+    assert!(lines("replicates from").unwrap() <= attached + 1);
+    let refused = ends_with(&lab, Node2, &[FAILBACK, "--rejoin-only"], 3);
+    assert!(refused.contains("--rejoin-only --rebuild"), "{refused}");
+    let said = ends_with(&lab, Node2, &[FAILBACK, "--rejoin-only", "--rebuild"], 0);
+    let begun = said
+        .lines()
+        .find(|line| line.contains("a rebuild was asked for"))
+        .unwrap();
+    // [  0.12 s]
+    let seconds = begun
+        .split_once(" s]")
+        .and_then(|(before, _)| before.rsplit_once('['))
+        .and_then(|(_, seconds)| seconds.trim().parse::<f64>().ok())
+        .unwrap();
+    println!("a rebuild begins after {seconds} s");
+    assert!(seconds < BEGINS, "{seconds} s");
+    lab.settled(Node1, LIMIT).unwrap();
+    lab.equal_tables("ha_app.purged", LIMIT).unwrap();
 }
 
 #[test]

@@ -13,7 +13,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::MutexGuard;
 use std::thread;
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use lab::browser::Browser;
 use lab::web::{Account, UPLOADS, Visitor, deploy, stored_files, stored_rows};
 use lab::web_load::{Done, WebLoad, content};
 use lab::writer::{longest_gap, now};
-use lab::{Lab, NodeName, OpenSession, VIP, wait_until};
+use lab::{Lab, NodeName, OpenSession, Turn, VIP, wait_until};
 use serde_json::json;
 
 use NodeName::{Node1, Node2};
@@ -32,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 type Left = BTreeSet<String>;
 
 /// Node1 is the primary, and both nodes have the application.
-fn whole_lab() -> (MutexGuard<'static, ()>, Lab, Account, Left) {
+fn whole_lab() -> (Turn, Lab, Account, Left) {
     let (one_at_a_time, lab) = Lab::whole(env!("CARGO_BIN_EXE_lab"), LIMIT).unwrap();
     let account = deploy(Node1).unwrap();
     await_application(&lab);

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nodefiles::valid_settings;
+use nodefiles::writable::{self, Place};
 
-use crate::{Alert, AlertsError, Severity, enqueue, flush, queue, test_channels, wake};
+use crate::{
+    Alert, AlertsError, Severity, enqueue, flush, queue, test_channels, wake, wrong_secrets,
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -29,6 +33,9 @@ struct Arguments {
     /// Deliver what is queued (the systemd unit does this)
     #[arg(long)]
     flush: bool,
+    /// Try whether a directory takes a block, and note it (a systemd unit does this)
+    #[arg(long = "try", value_name = "DIRECTORY", hide = true)]
+    tried: Option<Directory>,
     /// Send a test to every channel now
     #[arg(long)]
     test: bool,
@@ -49,6 +56,13 @@ struct Arguments {
     check_config: bool,
 }
 
+/// A directory on a disk that may hang.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Directory {
+    State,
+    Logs,
+}
+
 #[expect(clippy::print_stdout, reason = "the answer of a command-line tool")]
 fn answer(text: &str) {
     println!("{text}");
@@ -60,7 +74,13 @@ pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
         .init();
-    let settings = match settings::load(&arguments.config, arguments.node.as_deref()) {
+    // Whatever is wrong with the settings, what a person should know gets out; a test is of the file as it is.
+    let load = if arguments.check_config || arguments.test {
+        settings::load
+    } else {
+        valid_settings::load
+    };
+    let settings = match load(&arguments.config, arguments.node.as_deref()) {
         Ok(settings) => settings,
         Err(error) => {
             log::error!("{error}");
@@ -68,9 +88,26 @@ pub fn main() -> ExitCode {
         }
     };
     let done = if arguments.check_config {
+        let wrong = wrong_secrets(&settings);
+        for why in &wrong {
+            log::error!("{why}");
+        }
+        if !wrong.is_empty() {
+            return ExitCode::from(2);
+        }
         answer("ok");
         Ok(true)
+    } else if let Some(directory) = arguments.tried {
+        let place = match directory {
+            Directory::State => Place::State,
+            Directory::Logs => Place::Logs,
+        };
+        let now = crate::now();
+        writable::try_and_note(&settings, place, now)
+            .map_err(AlertsError::from)
+            .map(|()| true)
     } else if arguments.flush {
+        ask_to_try();
         flush(&settings).map(|report| {
             log::info!("{} delivered, {} waiting", report.delivered, report.waiting);
             true
@@ -107,6 +144,15 @@ pub fn main() -> ExitCode {
         Err(error) => {
             log::error!("{error}");
             ExitCode::from(1)
+        }
+    }
+}
+
+/// Each in a unit of its own. One that still hangs is not started again.
+fn ask_to_try() {
+    for place in [Place::State, Place::Logs] {
+        if let Err(error) = host::ask(host::Verb::Start, place.unit(), crate::PATIENCE) {
+            log::warn!("{error}");
         }
     }
 }

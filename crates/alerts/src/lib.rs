@@ -4,21 +4,32 @@
 
 pub mod cli;
 mod deliver;
+mod send;
 mod spool;
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use process::Program;
+use host::Verb;
+use nodefiles::proof::Now;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
-pub use deliver::{Report, flush, test_channels};
+pub use deliver::{Report, flush, test_channels, wrong_secrets};
 pub use spool::{AlertsError, QueueEntry, enqueue, queue};
 
 /// The unit that delivers.
 const DELIVERY_UNIT: &str = "keepalived-companion-alerts.service";
+
+/// What systemd is asked for usually takes less.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// What systemd is asked for takes no longer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How much it matters.
 #[derive(
@@ -59,15 +70,26 @@ pub fn raise(settings: &Settings, event: &str, severity: Severity, message: &str
     }
 }
 
-/// Starts the delivery without waiting for it; the timer would do so half a minute later.
+/// Starts the delivery without waiting for it; the timer would do so half a minute later. Nor is systemd waited for
+/// longer than a moment where it is slow: a role change may be under way.
 pub fn wake() {
-    let started = Program::new("systemctl")
-        .args(["start", "--no-block", DELIVERY_UNIT])
-        .deadline(std::time::Duration::from_secs(2))
-        .run()
-        .and_then(process::Output::success);
-    if let Err(error) = started {
-        log::warn!("{error}; the timer delivers later");
+    let (sender, asked) = mpsc::channel();
+    thread::spawn(move || {
+        // Nobody listens any more after a moment.
+        let _ = sender.send(host::ask(Verb::Start, DELIVERY_UNIT, PATIENCE));
+    });
+    match asked.recv_timeout(MOMENT) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::warn!("{error}; the timer delivers later"),
+        Err(_) => log::warn!("systemd is slow; the timer delivers later if it must"),
+    }
+}
+
+/// This moment, by the clock that never jumps.
+pub(crate) fn now() -> Now {
+    Now {
+        at: host::uptime_seconds(),
+        boot_id: host::boot_id(),
     }
 }
 

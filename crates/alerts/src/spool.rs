@@ -1,12 +1,14 @@
-//! The queue on disk: one file an alert, in the order of their names.
+//! The queue on disk: one file an alert, in the order of their names. While the state directory is full or
+//! read-only, alerts are queued in the run directory: they are told all the same, but a boot forgets them.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
+use nodefiles::writable::{self, Place};
+use nodefiles::{FileError, JsonFile, Lock, Sharing, Wait};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -41,8 +43,38 @@ pub struct AlertsError {
     pub source: io::Error,
 }
 
-pub(crate) fn directory(settings: &Settings) -> PathBuf {
-    settings.paths.state.join("alerts")
+impl From<FileError> for AlertsError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { path, source } => Self { path, source },
+            FileError::Damaged { path, detail } => Self {
+                path,
+                source: io::Error::other(detail),
+            },
+        }
+    }
+}
+
+/// Where alerts are queued, in the order in which it is tried. A state directory that takes nothing, or whose disk may
+/// hang whoever writes to it, comes last.
+fn directories(settings: &Settings) -> [PathBuf; 2] {
+    let mut directories =
+        [&settings.paths.state, &settings.paths.run].map(|directory| directory.join("alerts"));
+    if writable::refused(settings, &crate::now()).is_some() {
+        directories.reverse();
+    }
+    directories
+}
+
+/// The queues that can be used without being held by a disk that hangs, the one in memory first.
+pub(crate) fn usable(settings: &Settings) -> Vec<PathBuf> {
+    let hangs = writable::may_hang(settings, Place::State, &crate::now());
+    let state = (!hangs).then_some(&settings.paths.state);
+    [Some(&settings.paths.run), state]
+        .into_iter()
+        .flatten()
+        .map(|directory| directory.join("alerts"))
+        .collect()
 }
 
 pub(crate) fn failed(path: &Path) -> impl FnOnce(io::Error) -> AlertsError + '_ {
@@ -53,44 +85,30 @@ pub(crate) fn failed(path: &Path) -> impl FnOnce(io::Error) -> AlertsError + '_ 
 }
 
 /// An exclusive lock on the queue, or on its delivery, as long as the value lives.
-pub(crate) fn lock(
-    settings: &Settings,
-    name: &str,
-    wait: bool,
-) -> Result<Option<File>, AlertsError> {
-    let directory = directory(settings);
+pub(crate) fn lock(directory: &Path, name: &str, wait: Wait) -> Result<Option<Lock>, AlertsError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&directory)
-        .map_err(failed(&directory))?;
-    let path = directory.join(name);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed(&path))?;
-    let operation = if wait {
-        FlockOperation::LockExclusive
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    match flock(&file, operation) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(failed(&path)(error.into())),
-    }
+        .create(directory)
+        .map_err(failed(directory))?;
+    Ok(Lock::take(&directory.join(name), Sharing::Exclusive, wait)?)
 }
 
 /// Writes an alert to disk; when this returns it survives a crash. An equal one within the fold
 /// window is counted instead.
 pub fn enqueue(settings: &Settings, alert: &Alert) -> Result<(), AlertsError> {
-    let _lock = lock(settings, "queue.lock", true)?;
+    let [usual, instead] = directories(settings);
+    enqueue_in(settings, &usual, alert).or_else(|error| {
+        log::error!("{error}; the alert is queued in {}", instead.display());
+        enqueue_in(settings, &instead, alert)
+    })
+}
+
+fn enqueue_in(settings: &Settings, directory: &Path, alert: &Alert) -> Result<(), AlertsError> {
+    let _lock = lock(directory, "queue.lock", Wait::Forever)?;
     let now = Timestamp::now();
     let window = settings.alerts.fold_window;
-    let entries = read_all(settings)?;
+    let entries = read_all(directory)?;
     for (path, mut entry) in entries.iter().rev().cloned() {
         let age = now.duration_since(entry.at).unsigned_abs();
         if entry.alert == *alert && age < window {
@@ -119,17 +137,14 @@ pub fn enqueue(settings: &Settings, alert: &Alert) -> Result<(), AlertsError> {
         .last()
         .and_then(|(path, _)| path.file_stem()?.to_str()?.parse::<u64>().ok())
         .map_or(1, |n| n + 1);
-    write(
-        &directory(settings).join(format!("{next:012}.json")),
-        &entry,
-    )
+    write(&directory.join(format!("{next:012}.json")), &entry)
 }
 
 /// Delivered entries stay until the fold window is over, so that repeats find them.
-pub(crate) fn forget_delivered(settings: &Settings) -> Result<(), AlertsError> {
-    let _lock = lock(settings, "queue.lock", true)?;
+pub(crate) fn forget_delivered(settings: &Settings, directory: &Path) -> Result<(), AlertsError> {
+    let _lock = lock(directory, "queue.lock", Wait::Forever)?;
     let now = Timestamp::now();
-    let entries = read_all(settings)?;
+    let entries = read_all(directory)?;
     // The last file stays: its number is the queue's memory of its order.
     for (path, entry) in entries.iter().rev().skip(1) {
         let age = now.duration_since(entry.at).unsigned_abs();
@@ -160,27 +175,31 @@ fn make_room(entries: &[(PathBuf, QueueEntry)]) -> Result<(), AlertsError> {
 
 /// Everything in the queue, the oldest first.
 pub fn queue(settings: &Settings) -> Result<Vec<QueueEntry>, AlertsError> {
-    Ok(read_all(settings)?
-        .into_iter()
-        .map(|(_, entry)| entry)
-        .filter(|entry| !entry.pending.is_empty())
-        .collect())
+    let mut waiting = Vec::new();
+    for directory in usable(settings) {
+        let entries = read_all(&directory)?.into_iter();
+        waiting.extend(
+            entries
+                .map(|(_, entry)| entry)
+                .filter(|entry| !entry.pending.is_empty()),
+        );
+    }
+    Ok(waiting)
 }
 
-pub(crate) fn read_all(settings: &Settings) -> Result<Vec<(PathBuf, QueueEntry)>, AlertsError> {
-    let directory = directory(settings);
+pub(crate) fn read_all(directory: &Path) -> Result<Vec<(PathBuf, QueueEntry)>, AlertsError> {
     let mut paths = Vec::new();
-    match fs::read_dir(&directory) {
+    match fs::read_dir(directory) {
         Ok(listing) => {
             for item in listing {
-                let path = item.map_err(failed(&directory))?.path();
+                let path = item.map_err(failed(directory))?.path();
                 if path.extension().is_some_and(|e| e == "json") {
                     paths.push(path);
                 }
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(&directory)(error)),
+        Err(error) => return Err(failed(directory)(error)),
     }
     paths.sort();
     let mut entries = Vec::new();
@@ -213,20 +232,7 @@ fn set_aside(path: &Path, why: &serde_json::Error) {
 }
 
 pub(crate) fn write(path: &Path, entry: &QueueEntry) -> Result<(), AlertsError> {
-    let write = || -> io::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&serde_json::to_vec(entry)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().map_err(failed(path))
+    Ok(JsonFile::durable(path.to_owned(), 1).replace(entry)?)
 }
 
 /// The text a person reads.

@@ -133,7 +133,8 @@ fn verdict_on_failure(broken: &str, nowhere_to_go: Option<&str>) -> Finding {
 fn request(scene: &Scene<'_>) -> Answer {
     let web = &scene.settings.web;
     let agent: Agent = Agent::config_builder()
-        .timeout_global(Some(scene.watchdog.left()))
+        // The rest is for asking systemd: what hangs is to be restarted.
+        .timeout_global(Some(scene.question_limit()))
         // A redirect is an answer, to be judged by its status; nothing elsewhere is asked.
         .max_redirects(0)
         .max_redirects_will_error(false)

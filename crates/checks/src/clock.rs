@@ -1,9 +1,7 @@
 //! Moments that a step of the wall clock does not move.
 
-use std::fs;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// A moment of one boot: `CLOCK_BOOTTIME`, which also counts while the machine is suspended.
@@ -18,16 +16,11 @@ pub(crate) struct Moment {
 impl Moment {
     /// The present moment.
     pub fn now() -> Self {
-        let time = clock_gettime(ClockId::Boottime);
-        let whole = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default());
-        let part = Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or_default());
         Self {
-            at: (whole + part).as_secs_f64(),
+            at: host::uptime_seconds(),
             // Without it every moment looks like one of the same boot, which the run directory,
             // empty after a boot, makes true.
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
-                .map(|id| id.trim().to_owned())
-                .unwrap_or_default(),
+            boot_id: host::boot_id(),
         }
     }
 

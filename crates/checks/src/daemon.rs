@@ -5,10 +5,11 @@
 //! has had its time, and only when some other node may do better. A standby serves the files that it
 //! has received, for which it needs no sync-realtime, so it stays eligible whatever is wrong here.
 
-use std::fs;
 use std::time::Duration;
 
-use observe::{NodeRole, RoleState, SyncStatus, UnitState};
+use nodefiles::role_state::{NodeRole, RoleState};
+use nodefiles::sync_status::SyncStatus;
+use observe::UnitState;
 use settings::{Checks, Settings};
 
 use crate::audited;
@@ -19,9 +20,6 @@ use crate::verdict::Verdict;
 
 /// Its unit.
 pub(crate) const UNIT: &str = "sync-realtime.service";
-
-/// `/proc/PID/stat` counts in these, on every architecture of Debian.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The last that it said of itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,15 +35,12 @@ pub(crate) struct LastWord {
 impl LastWord {
     /// Reads it; none when nothing was said in this boot.
     pub fn read(settings: &Settings) -> Option<Self> {
-        let status = observe::sync_status(settings)?;
+        let status = nodefiles::sync_status::read(settings)?;
         // Not the moment of the check, which may be older than this word.
         let now = Moment::now();
         let said = now.same_boot(status.at);
         let age = said.age(&now).unwrap_or(Duration::MAX);
-        let lived = fs::read(format!("/proc/{}/stat", status.pid))
-            .ok()
-            .and_then(|stat| started(&stat))
-            .and_then(|at| now.same_boot(at).age(&now));
+        let lived = host::started(status.pid).and_then(|at| now.same_boot(at).age(&now));
         Some(Self { status, age, lived })
     }
 
@@ -53,17 +48,6 @@ impl LastWord {
     pub fn is_fresh(&self, limits: &Checks) -> bool {
         self.age <= limits.verdict_age
     }
-}
-
-/// When a process was started, in seconds since boot; none for a zombie. From
-/// `PID (NAME) STATE …`, where the name may hold anything.
-fn started(stat: &[u8]) -> Option<f64> {
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let text = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
-    let mut fields = text.split_ascii_whitespace();
-    let state = fields.next()?;
-    let ticks: f64 = fields.nth(18)?.parse().ok()?;
-    (state != "Z").then_some(ticks / TICKS_PER_SECOND)
 }
 
 /// Something is wrong with sync-realtime on this node.
@@ -269,7 +253,7 @@ pub(crate) mod examples {
 
     use std::path::PathBuf;
 
-    use observe::{StandbyState, StandbyStatus, SyncState, TreeStatus};
+    use nodefiles::sync_status::{StandbyState, StandbyStatus, SyncState, TreeStatus};
 
     use super::*;
 
@@ -366,7 +350,7 @@ pub(crate) mod examples {
 
 #[cfg(test)]
 mod tests {
-    use observe::SyncState;
+    use nodefiles::sync_status::SyncState;
 
     use super::examples::{limits, now, role, status, unit, word};
     use super::*;
@@ -381,6 +365,7 @@ mod tests {
             Life::Fault(fault) => match fault.condition {
                 Condition::Dead => "dead",
                 Condition::Unwell => "unwell",
+                Condition::Stopping => "stopping",
                 Condition::LeftAlone => "left alone",
             },
         }
@@ -398,7 +383,7 @@ mod tests {
             (Stopped, false, "left alone", "left alone", "beginning"),
             (Starting, true, "steady", "beginning", "beginning"),
             (Starting, false, "steady", "beginning", "beginning"),
-            (Stopping, true, "steady", "left alone", "beginning"),
+            (Stopping, true, "steady", "stopping", "beginning"),
             (Unknown, false, "steady", "left alone", "beginning"),
         ] {
             let (recent, old) = (
@@ -456,24 +441,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_start_of_a_process_is_read() {
-        let line = |state: &str| {
-            format!(
-                "812 (sync ) (x) {state} 1 812 812 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 9 0 123456 1 2 3"
-            )
-        };
-        assert_eq!(started(line("S").as_bytes()), Some(1234.56));
-        assert_eq!(started(line("Z").as_bytes()), None);
-        assert_eq!(started(b"812 (sync) S 1 812"), None);
-        let own = started(&fs::read("/proc/self/stat").unwrap()).unwrap();
-        let age = Moment::now().at - own;
-        assert!((0.0..600.0).contains(&age), "{age}");
-    }
-
     fn failing(attempts: u32, last: f64, since: f64, told: Told) -> History {
         History {
             attempts,
+            killed: 0,
             last: (attempts > 0).then(|| now().plus(-last)),
             failing_since: Some(now().plus(-since)),
             healthy_since: None,

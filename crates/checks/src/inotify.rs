@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use observe::{RoleState, SyncState, SyncStatus, UnitState};
+use nodefiles::role_state::RoleState;
+use nodefiles::sync_status::{SyncState, SyncStatus};
+use observe::UnitState;
 use settings::{Checks, Settings};
 
 use crate::cli::{Common, EXIT_HELP};
 use crate::clock::Moment;
-use crate::comm;
 use crate::daemon::{self, Fault, LastWord, UNIT};
 use crate::probe::{self, Obstacle};
 use crate::repair::Condition;
@@ -89,7 +90,7 @@ impl Check for CheckInotify {
 
 fn look_for_process(scene: &Scene<'_>, name: &str) -> Finding {
     scene.watchdog.doing(format!("looking for {name}"));
-    let what = match comm::find(Path::new("/proc"), name) {
+    let what = match host::find(Path::new("/proc"), name) {
         Ok(Some(pid)) => {
             return Finding::healthy(Verdict::ok(format!("{name} is process {pid}")));
         }
@@ -99,7 +100,7 @@ fn look_for_process(scene: &Scene<'_>, name: &str) -> Finding {
         }
     };
     let unit = scene.ask_unit(UNIT);
-    let role = observe::role_state(scene.settings);
+    let role = nodefiles::role_state::read(scene.settings);
     let fault = Fault::of(&unit, format!("{what}; {unit}"));
     daemon::judge_fault(scene, role.as_ref(), &fault)
 }
@@ -121,7 +122,7 @@ fn look_for_token(scene: &Scene<'_>) -> Finding {
     let seen = wait_for_watcher(scene, &probes);
     let timing = Timing::new("probe", start.elapsed(), limits.deadline);
     let word = LastWord::read(scene.settings);
-    let role = observe::role_state(scene.settings);
+    let role = nodefiles::role_state::read(scene.settings);
     let outcome = judge(&probes, &seen, word.as_ref(), limits, &Moment::now());
     let mut finding = conclude(scene, outcome, word.as_ref(), role.as_ref());
     finding.verdict = finding.verdict.with_time(timing);
@@ -346,7 +347,9 @@ fn blind(unit: &Unit, what: &str, restart: bool, fresh: bool) -> Option<Fault> {
     // often as the settings allow, and the second would cut off the start that the first has asked for.
     let condition = match fault.condition {
         Condition::Unwell if restart && fresh => Condition::Unwell,
-        Condition::Dead | Condition::Unwell | Condition::LeftAlone => Condition::LeftAlone,
+        Condition::Dead | Condition::Unwell | Condition::Stopping | Condition::LeftAlone => {
+            Condition::LeftAlone
+        }
     };
     Some(Fault { condition, ..fault })
 }

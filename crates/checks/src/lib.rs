@@ -17,7 +17,6 @@ mod apache;
 mod audited;
 mod cli;
 mod clock;
-mod comm;
 mod daemon;
 mod inotify;
 mod mariadb;

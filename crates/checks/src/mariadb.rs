@@ -10,7 +10,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use observe::{Session, SqlError, Target};
+use observe::{Session, SqlError, Target, quote};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -88,7 +88,11 @@ impl Check for CheckMariadb {
             probe(scene, &mut session, &book)
         };
         let verdict = verdict.unwrap_or_else(|error| {
-            Verdict::unjudged(format!("{}: cannot be kept: {error}", book.path.display()))
+            // That says nothing of the server, and there may be no other one.
+            Verdict::degraded(format!(
+                "answers; no commit is tried: {}: cannot be kept: {error}",
+                book.path.display()
+            ))
         });
         Finding::healthy(verdict.with_time(timing))
     }
@@ -121,7 +125,7 @@ struct ProbeBook {
 impl ProbeBook {
     fn open(settings: &Settings) -> Self {
         let path = settings.paths.run.join(PROBE_FILE);
-        let state = store::read(&path).unwrap_or_default();
+        let state = store::read(&store::file(&path)).unwrap_or_default();
         Self { path, state }
     }
 
@@ -320,17 +324,12 @@ fn start_probe(scene: &Scene<'_>, book: &ProbeBook, since: &Moment) -> std::io::
         "INSERT INTO `{}`.probe (node, beat, at) VALUES ({}, 1, UTC_TIMESTAMP(6)) \
          ON DUPLICATE KEY UPDATE beat = beat + 1, at = UTC_TIMESTAMP(6)",
         settings.database.schema,
-        quoted(&settings.local().name)
+        quote(&settings.local().name)
     );
     Ok(match session.execute(&statement) {
         Ok(()) => Outcome::Committed(start.elapsed()),
         Err(error) => outcome_of(&error, settings),
     })
-}
-
-/// An SQL string. A bound value would cost one more question and answer.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 fn outcome_of(error: &SqlError, settings: &Settings) -> Outcome {

@@ -3,9 +3,9 @@
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
+use nodefiles::{OWN, open_own};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use statefile::{OWN, open_own};
 
 use crate::clock::Moment;
 

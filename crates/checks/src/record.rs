@@ -5,7 +5,7 @@
 //! may take its time. What it did not finish is taken up by a later run.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use alerts::{Alert, Severity};
+use nodefiles::{Lock, Sharing, Wait};
 use process::Program;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -128,13 +128,12 @@ pub(crate) fn start(common: &Common, moment: Duration) {
 
 /// The second process: writes down what waits, oldest first.
 pub(crate) fn run(settings: &Settings) -> io::Result<()> {
-    let lock = File::create(settings.paths.run.join(LOCK))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
+    let lock = settings.paths.run.join(LOCK);
+    let lock = Lock::take(&lock, Sharing::Exclusive, Wait::AtMost(Duration::ZERO));
+    let Some(_lock) = lock.map_err(io::Error::other)? else {
         // Another one is at it, perhaps waiting for the disk.
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    }
+        return Ok(());
+    };
     loop {
         let notes = pending(settings);
         if notes.is_empty() {
@@ -147,7 +146,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
 }
 
 fn write_down(settings: &Settings, path: &Path) -> io::Result<()> {
-    let Some(mut note) = store::read::<Note>(path) else {
+    let Some(mut note) = store::read::<Note>(&store::file(path)) else {
         // Damaged: nobody can make a line of it.
         return store::remove(path);
     };

@@ -33,6 +33,8 @@ pub(crate) enum Condition {
     Dead,
     /// It runs and does not answer well.
     Unwell,
+    /// It is being stopped and still has a process.
+    Stopping,
     /// It runs or moves and must not be touched.
     LeftAlone,
 }
@@ -43,6 +45,7 @@ impl Condition {
         match (state, process_lives, hung) {
             (UnitState::Failed | UnitState::Running, false, _) => Self::Dead,
             (UnitState::Running, true, WhenHung::Restart) => Self::Unwell,
+            (UnitState::Stopping, true, WhenHung::Restart) => Self::Stopping,
             // A process of a failed unit still holds its files or its port.
             (UnitState::Failed, true, _)
             | (UnitState::Running, true, WhenHung::LeaveAlone)
@@ -60,6 +63,9 @@ impl Condition {
 pub(crate) struct History {
     /// Restarts asked for.
     pub attempts: u32,
+    /// The attempt whose stop was ended by force.
+    #[serde(default)]
+    pub killed: u32,
     /// The last restart.
     pub last: Option<Moment>,
     /// Since when every run failed.
@@ -95,6 +101,9 @@ pub(crate) enum Action {
         /// The operator is told that repair begins.
         announce: bool,
     },
+    /// End what the restart's stop does not end: a process that stands still heeds no SIGTERM, and systemd waits for it
+    /// for a minute and a half.
+    Kill,
     /// Tell that no restart is left.
     GiveUp,
     /// Tell that the service is well again.
@@ -124,6 +133,8 @@ fn healthy(history: &History, limits: &Checks, now: &Moment) -> (Action, History
     let mut next = History {
         healthy_since: Some(since),
         failing_since: None,
+        // The attempt has ended well: a later stop is a person's.
+        killed: history.attempts,
         ..history.clone()
     };
     // A crash loop is well for a moment between two crashes.
@@ -155,11 +166,21 @@ fn failing(
         failing_since: Some(since),
         ..history.clone()
     };
+    let asked = history
+        .last
+        .as_ref()
+        .and_then(|last| last.age(now))
+        .is_some_and(|age| age >= limits.repair_backoff);
+    // Only a stop that is ours: a person may wait for another one.
+    if condition == Condition::Stopping && asked && history.killed < history.attempts {
+        next.killed = history.attempts;
+        return (Action::Kill, next);
+    }
     let due = match condition {
         Condition::Dead => true,
         // One slow answer under load is no reason to drop every connection.
         Condition::Unwell => failing_for >= limits.repair_backoff,
-        Condition::LeftAlone => false,
+        Condition::Stopping | Condition::LeftAlone => false,
     };
     if !due || !backed_off(history, limits, now) {
         return (Action::Wait, next);
@@ -196,9 +217,9 @@ pub(crate) fn may_still_help(
                 || (history.attempts > 0 && !backed_off(history, limits, now))
         }
         // A crash loop that waits for systemd's own restart.
-        Condition::LeftAlone if history.told == Told::Exhausted => false,
+        Condition::LeftAlone | Condition::Stopping if history.told == Told::Exhausted => false,
         // Somebody else is at it, and gets as long as repair would take for all of its restarts.
-        Condition::LeftAlone => history.failing_since.as_ref().map_or_else(
+        Condition::LeftAlone | Condition::Stopping => history.failing_since.as_ref().map_or_else(
             || allowed(limits) > 0,
             // One of another boot cannot be compared, and is too old to be patient with.
             |since| since.age(now).is_some_and(|age| age < round(limits)),
@@ -304,6 +325,27 @@ mod tests {
     fn an_unwell_unit_gets_one_back_off_of_grace() {
         let actions = play(&limits(), 7, |_| Some(Condition::Unwell));
         assert_eq!(actions, [(5, restart(1, true))]);
+    }
+
+    #[test]
+    fn a_hung_service_is_restarted_and_its_stop_ended_by_force_once() {
+        let actions = play(&limits(), 20, |s| {
+            Some(if s < 6 {
+                Condition::Unwell
+            } else {
+                Condition::Stopping
+            })
+        });
+        assert_eq!(actions, [(5, restart(1, true)), (10, Action::Kill)]);
+        // A person restarts it after a repair.
+        let actions = play(&limits(), 60, |s| match s {
+            0 => Some(Condition::Dead),
+            1..30 => None,
+            _ => Some(Condition::Stopping),
+        });
+        assert_eq!(actions, [(0, restart(1, true)), (6, Action::Recovered)]);
+        // Somebody else stops it.
+        assert_eq!(play(&limits(), 100, |_| Some(Condition::Stopping)), []);
     }
 
     #[test]
@@ -486,7 +528,9 @@ mod tests {
             (Running, true, Restart, Condition::Unwell),
             (Starting, false, Restart, Condition::LeftAlone),
             (Starting, true, LeaveAlone, Condition::LeftAlone),
-            (Stopping, true, Restart, Condition::LeftAlone),
+            (Stopping, true, Restart, Condition::Stopping),
+            (Stopping, false, Restart, Condition::LeftAlone),
+            (Stopping, true, LeaveAlone, Condition::LeftAlone),
             (Stopped, false, Restart, Condition::LeftAlone),
             (Unknown, false, Restart, Condition::LeftAlone),
         ] {

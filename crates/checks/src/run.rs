@@ -1,16 +1,16 @@
 //! One run of a check, from its command line to its exit status.
 
 use std::fmt;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use host::Verb;
+use nodefiles::{Lock, Sharing, Wait, valid_settings};
 use observe::{Session, SqlError, Target, UnitState};
-use process::Program;
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -249,7 +249,7 @@ pub(crate) fn main<C: Check>() -> ExitCode {
     }
     let mut watchdog = Watchdog::start(start);
     watchdog.doing(format!("reading {}", common.config.display()));
-    let settings = match settings::load(&common.config, common.node.as_deref()) {
+    let settings = match valid_settings::load(&common.config, common.node.as_deref()) {
         Ok(settings) => settings,
         Err(error) => {
             let verdict = Verdict::unjudged(format!("{}: {error}", common.config.display()));
@@ -276,16 +276,18 @@ fn judge_and_say(check: &impl Check, context: &Arc<Context>, watchdog: &mut Watc
         names,
     } = &**context;
     let now = Moment::now();
-    let lock = match lock(&context.path("lock")) {
-        Ok(Some(lock)) => lock,
+    // Against overlapping runs; it goes with the process.
+    let once = Wait::AtMost(Duration::ZERO);
+    let lock = match Lock::take(&context.path("lock"), Sharing::Exclusive, once) {
+        Ok(Some(lock)) => Some(lock),
         Ok(None) => {
             let verdict = context.of_the_run_in_progress(&now);
             return context.end(watchdog, &verdict);
         }
         Err(error) => {
-            let path = context.path("lock");
-            let verdict = Verdict::unjudged(format!("{}: {error}", path.display()));
-            return context.end(watchdog, &verdict);
+            // That says nothing of the service.
+            log::warn!("runs that overlap are not kept apart: {error}");
+            None
         }
     };
     let late = Arc::clone(context);
@@ -310,11 +312,14 @@ fn judge_and_say(check: &impl Check, context: &Arc<Context>, watchdog: &mut Watc
     };
     let mut finding = check.look(&scene);
     let now = scene.now;
-    finding.verdict = finding.verdict.with_time(Timing::new(
-        "time",
-        watchdog.elapsed(),
-        settings.checks.deadline,
-    ));
+    finding.verdict = finding
+        .verdict
+        .with_mistake(settings.mistake.as_deref())
+        .with_time(Timing::new(
+            "time",
+            watchdog.elapsed(),
+            settings.checks.deadline,
+        ));
     let status = exit_status(finding.verdict.level, common.output);
     watchdog.claim(status);
     let mut noted = context.keep(&finding, &now);
@@ -338,7 +343,7 @@ impl Context {
     }
 
     fn kept(&self) -> Option<Kept> {
-        store::read(&self.path("json"))
+        store::read(&store::file(&self.path("json")))
     }
 
     /// Another run has the lock: its predecessor's verdict counts while it is young.
@@ -424,9 +429,9 @@ impl Context {
         let history = history(&self.settings, self.names);
         let limits = &self.settings.checks;
         let (action, next) = repair::decide(&history, finding.condition, limits, now);
-        if matches!(action, Action::Restart { .. }) {
+        if matches!(action, Action::Restart { .. } | Action::Kill) {
             // The first thing here that reads the disk, and the verdict is known.
-            if let Some(why) = observe::maintenance(&self.settings) {
+            if let Some(why) = nodefiles::maintenance::forbids(&self.settings) {
                 log::debug!("no restart: {why}");
                 return false;
             }
@@ -453,7 +458,7 @@ impl Context {
         match action {
             Action::Wait => return false,
             Action::Restart { attempt, announce } => {
-                let asked = restart(unit, left);
+                let asked = ask_systemd(Verb::Restart, unit, left);
                 let text = format!(
                     "repair of {service}: restart {attempt} of {} of {unit} {}: {}",
                     repair::allowed(limits),
@@ -465,6 +470,13 @@ impl Context {
                 );
                 let alert = announce.then(|| notice(Weight::Warning, "repair-begun", &text));
                 self.note(now, 1, &text, alert);
+            }
+            Action::Kill => {
+                let text = match ask_systemd(Verb::Kill, unit, left) {
+                    Ok(()) => format!("repair of {service}: {unit} did not stop and is killed"),
+                    Err(error) => format!("repair of {service}: {unit} does not stop, and {error}"),
+                };
+                self.note(now, 1, &text, None);
             }
             Action::GiveUp => {
                 let text = format!(
@@ -502,32 +514,11 @@ fn path(settings: &Settings, names: Names, suffix: &str) -> PathBuf {
 
 /// What has been done so far.
 fn history(settings: &Settings, names: Names) -> History {
-    store::read(&path(settings, names, "repair.json")).unwrap_or_default()
+    store::read(&store::file(&path(settings, names, "repair.json"))).unwrap_or_default()
 }
 
-fn restart(unit: &str, left: Duration) -> Result<(), process::ProcessError> {
-    Program::new("systemctl")
-        .args(["--no-block", "restart", unit])
-        .deadline(left.max(SYSTEMD_PATIENCE))
-        .run()?
-        .success()
-        .map(drop)
-}
-
-/// The lock against overlapping runs; none when another run has it. It goes with the process.
-fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = match File::create(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-            File::create(path)?
-        }
-        other => other?,
-    };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+fn ask_systemd(verb: Verb, unit: &str, left: Duration) -> Result<(), process::ProcessError> {
+    host::ask(verb, unit, left.max(SYSTEMD_PATIENCE))
 }
 
 fn exit_status(level: Level, output: Output) -> u8 {
@@ -585,7 +576,7 @@ fn check_config(common: &Common) -> ExitCode {
 }
 
 fn record(common: &Common, names: Names) -> ExitCode {
-    let done = settings::load(&common.config, common.node.as_deref())
+    let done = valid_settings::load(&common.config, common.node.as_deref())
         .map_err(io::Error::other)
         .and_then(|settings| record::run(&settings));
     match done {
@@ -604,7 +595,7 @@ fn note_bad_settings(common: &Common, names: Names, verdict: &Verdict) {
     }
     let path = Path::new(DEFAULT_RUN).join(format!("{}.json", names.state));
     let now = Moment::now();
-    let (kept, changed) = Kept::after(store::read(&path), verdict, &now);
+    let (kept, changed) = Kept::after(store::read(&store::file(&path)), verdict, &now);
     if !changed {
         return;
     }

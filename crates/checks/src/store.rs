@@ -1,92 +1,69 @@
-//! Small JSON files in the run directory, replaced whole.
+//! What a check keeps from run to run: small JSON files in the run directory.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::Path;
 
+use nodefiles::{FileError, JsonFile};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Readable by everyone: a monitoring agent may look. Set on the file, because Keepalived's umask of
-/// 0177 would leave 0600.
-const MODE: u32 = 0o644;
+/// Of the form of every file of a check.
+const VERSION: u32 = 1;
+
+/// A file of a check.
+pub(crate) fn file<T>(path: &Path) -> JsonFile<T> {
+    JsonFile::volatile(path.to_owned(), VERSION)
+}
 
 /// Reads a file; one that is missing, unreadable or damaged is no file.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    match fs::read(path) {
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                log::warn!("{}: ignored, damaged: {error}", path.display());
-                None
-            }
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+pub(crate) fn read<T: DeserializeOwned>(file: &JsonFile<T>) -> Option<T> {
+    match file.read() {
+        Ok(value) => value,
         Err(error) => {
-            log::warn!("{}: ignored: {error}", path.display());
+            log::warn!("ignored: {error}");
             None
         }
     }
 }
 
 /// Replaces a file, so that a reader sees the old or the new one whole. Its directory is made.
-/// Not durable: the run directory does not survive a boot anyway.
 pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let bytes = serde_json::to_vec(value)?;
-    let temporary = path.with_extension(format!("new.{}", std::process::id()));
-    let mut file = match File::create(&temporary) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-            File::create(&temporary)?
-        }
-        other => other?,
-    };
-    let written = file
-        .set_permissions(Permissions::from_mode(MODE))
-        .and_then(|()| file.write_all(&bytes))
-        .and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // Nothing refers to it, and its name is this process's.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    file(path).replace(value).map_err(reason)
 }
 
 /// Removes a file; a missing one is fine.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    nodefiles::remove(path).map(drop).map_err(reason)
+}
+
+/// Without the path, which the callers tell.
+fn reason(error: FileError) -> io::Error {
+    match error {
+        FileError::Io { source, .. } => source,
+        FileError::Damaged { detail, .. } => io::Error::other(detail),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+    use std::fs;
 
-    #[test]
-    fn a_file_comes_back_with_its_mode() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("deep/er/state.json");
-        write(&path, &vec![1, 2]).unwrap();
-        write(&path, &vec![3]).unwrap();
-        assert_eq!(read::<Vec<u8>>(&path), Some(vec![3]));
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            MODE
-        );
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-    }
+    use super::*;
 
     #[test]
     fn missing_and_damaged_are_no_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
-        assert_eq!(read::<Vec<u8>>(&path), None);
+        let state = BTreeMap::from([("a".to_owned(), 1)]);
+        let read = || read::<BTreeMap<String, u8>>(&file(&path));
+        assert_eq!(read(), None);
         fs::write(&path, "[1,").unwrap();
-        assert_eq!(read::<Vec<u8>>(&path), None);
+        assert_eq!(read(), None);
+        write(&path, &state).unwrap();
+        assert_eq!(read().map(|found| found["a"]), Some(1));
         remove(&path).unwrap();
         remove(&path).unwrap();
+        assert_eq!(read(), None);
     }
 }

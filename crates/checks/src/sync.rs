@@ -1,6 +1,7 @@
 //! check-sync: does sync-realtime live, and does it do what this node's role asks for?
 
-use observe::{NodeRole, RoleState, StandbyState, StandbyStatus, SyncState, SyncStatus};
+use nodefiles::role_state::{NodeRole, RoleState};
+use nodefiles::sync_status::{StandbyState, StandbyStatus, SyncState, SyncStatus};
 use settings::{Checks, Settings};
 
 use crate::cli::{Common, EXIT_HELP};
@@ -56,7 +57,7 @@ impl Check for CheckSync {
         let unit = scene.ask_unit(UNIT);
         scene.watchdog.doing("reading what sync-realtime says");
         let word = LastWord::read(scene.settings);
-        let role = observe::role_state(scene.settings);
+        let role = nodefiles::role_state::read(scene.settings);
         let life = daemon::judge_life(&unit, word.as_ref(), limits);
         let begins = matches!(life, Life::Beginning(_));
         let lives = match life {
@@ -217,7 +218,7 @@ fn role_word(role: NodeRole) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use observe::Quarantined;
+    use nodefiles::sync_status::Quarantined;
 
     use super::*;
     use crate::daemon::examples::{limits, now, role, status};

@@ -155,6 +155,25 @@ impl Verdict {
         }
     }
 
+    /// With a mistake in the settings nothing is in order: what is well by the last valid ones is a warning.
+    pub fn with_mistake(self, mistake: Option<&str>) -> Self {
+        let Some(mistake) = mistake else {
+            return self;
+        };
+        let level = match self.level {
+            Level::Ok => Level::Degraded,
+            Level::Degraded | Level::Failed | Level::Unjudged => self.level,
+        };
+        Self {
+            level,
+            reason: format!(
+                "{}; judged by the last valid settings: {mistake}",
+                self.reason
+            ),
+            ..self
+        }
+    }
+
     /// Adds a measured time.
     pub fn with_time(mut self, timing: Timing) -> Self {
         self.times.push(timing);
@@ -204,6 +223,25 @@ mod tests {
     fn exit_statuses() {
         assert_eq!(LEVELS.map(Level::keepalived), [0, 0, 1, 1]);
         assert_eq!(LEVELS.map(|l| l.nagios().0), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_mistake_in_the_settings_is_a_warning_and_never_more() {
+        let judged = LEVELS.map(|level| {
+            let verdict = Verdict::new(level, "so").with_mistake(Some("companion.toml:3: no"));
+            assert!(verdict.reason.starts_with("so; ") && verdict.reason.ends_with(":3: no"));
+            verdict.level
+        });
+        assert_eq!(
+            judged,
+            [
+                Level::Degraded,
+                Level::Degraded,
+                Level::Failed,
+                Level::Unjudged
+            ]
+        );
+        assert_eq!(Verdict::ok("so").with_mistake(None), Verdict::ok("so"));
     }
 
     #[test]

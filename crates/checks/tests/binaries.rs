@@ -16,7 +16,9 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use observe::{NodeRole, RoleState, SyncState, SyncStatus, TreeStatus, boot_id, uptime_seconds};
+use nodefiles::role_state::{NodeRole, RoleState};
+use nodefiles::sync_status::{SyncState, SyncStatus, TreeStatus};
+use observe::{boot_id, uptime_seconds};
 
 /// The deadline is 0.7 s; a loaded machine gets time on top.
 const GENEROUS: Duration = Duration::from_secs(3);

@@ -1,9 +1,11 @@
-//! Effects on this node alone: fence, kill, remove an address.
+//! Effects on this node alone: fence, kill.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use observe::{Session, SqlError, Target, UnitState, mariadb_process, unit_state};
-use process::{ProcessError, Program};
+use host::act::{KillError, kill_mariadb};
+use host::{NotKnown, Process, Verb};
+use observe::{Session, SqlError, Target};
+use process::ProcessError;
 use settings::Settings;
 
 use crate::{node_role, statements};
@@ -14,19 +16,9 @@ const DEATH: Duration = Duration::from_secs(5);
 /// What systemd is only asked for takes no longer.
 const ASKING: Duration = Duration::from_secs(3);
 
-/// Runs systemctl.
-pub fn systemctl(words: &[&str], limit: Duration) -> Result<(), ProcessError> {
-    Program::new("systemctl")
-        .args(words)
-        .deadline(limit)
-        .run()?
-        .success()?;
-    Ok(())
-}
-
-/// Asks systemd to do something to a unit, and does not wait until it is done.
-pub fn ask_systemd(verb: &str, unit: &str) -> Result<(), ProcessError> {
-    systemctl(&["--no-block", verb, unit], ASKING)
+/// Asks systemd to start or restart a unit, and does not wait until it is done.
+pub fn ask_systemd(verb: Verb, unit: &str) -> Result<(), ProcessError> {
+    host::ask(verb, unit, ASKING)
 }
 
 /// What looks at the nodes and acts on what it sees, by itself every two seconds.
@@ -34,28 +26,28 @@ const ROLE_UNIT: &str = "keepalived-companion-role.service";
 
 /// Asks for a look now. The role lock must not be held: the look needs it where it acts.
 pub fn start_audit() {
-    if let Err(error) = ask_systemd("start", ROLE_UNIT) {
+    if let Err(error) = ask_systemd(Verb::Start, ROLE_UNIT) {
         log::error!("{error}; the timer looks within two seconds");
     }
 }
 
-/// Why an effect on this node failed.
+/// Why this node's database is not known to be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
-    /// A program failed.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// A statement failed.
-    #[error(transparent)]
-    Sql(#[from] SqlError),
-    /// The server outlived SIGKILL.
+    /// What runs, or what it does.
     #[error(
-        "MariaDB (pid {pid}) still exists {DEATH:?} after SIGKILL; it hangs in the kernel: power the node off"
+        "it cannot be told whether MariaDB here still takes writes ({why}), so it does not count as fenced; \
+         next: systemctl status {unit} on this node, and if it does not answer, power it off"
     )]
-    Undead {
-        /// The process.
-        pid: u32,
+    NotKnown {
+        /// What failed.
+        why: NotKnown,
+        /// The database's unit.
+        unit: String,
     },
+    /// The server could not be killed.
+    #[error(transparent)]
+    Kill(#[from] KillError),
 }
 
 /// Makes the local database unable to write, and its clients' sessions end. When this returns,
@@ -66,11 +58,9 @@ pub fn fence_local(settings: &Settings) -> Result<(), ActError> {
     node_role::stand_by(settings);
     match close_local(settings) {
         Ok(()) => Ok(()),
-        // It boots read-only, and a crash recovery that is killed begins anew.
-        Err(_) if unit_state(&settings.database.unit) == UnitState::Starting => Ok(()),
         Err(why) => {
-            log::warn!("fencing by SIGKILL: {why}");
-            kill_local(settings)
+            log::warn!("not closed over SQL: {why}");
+            kill(settings)
         }
     }
 }
@@ -101,56 +91,27 @@ fn close_local(settings: &Settings) -> Result<(), CloseError> {
 /// SIGKILL for the local server. systemd may start it again: it boots read-only.
 pub fn kill_local(settings: &Settings) -> Result<(), ActError> {
     node_role::stand_by(settings);
-    let Some(pid) = mariadb_process(settings) else {
-        return Ok(());
-    };
-    let unit = &settings.database.unit;
-    systemctl(
-        &["kill", "--kill-whom=main", "--signal=SIGKILL", unit],
-        ASKING,
-    )?;
-    let start = Instant::now();
-    while mariadb_process(settings) == Some(pid) {
-        if start.elapsed() > DEATH {
-            return Err(ActError::Undead { pid });
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    kill(settings)
 }
 
-/// Removes the VIP's address, left behind by a Keepalived that was killed.
-pub fn remove_address(settings: &Settings) -> Result<(), ActError> {
-    let vip = settings.cluster.vip.to_string();
-    let listed = Program::new("ip")
-        .args([
-            "-o",
-            "address",
-            "show",
-            "dev",
-            &settings.cluster.vip_interface,
-            "to",
-            &vip,
-        ])
-        .deadline(Duration::from_secs(1))
-        .run()?
-        .success()?
-        .text();
-    for address in listed.split_whitespace().filter(|word| {
-        word.split_once('/')
-            .is_some_and(|(address, _)| address == vip)
-    }) {
-        Program::new("ip")
-            .args([
-                "address",
-                "del",
-                address,
-                "dev",
-                &settings.cluster.vip_interface,
-            ])
-            .deadline(Duration::from_secs(1))
-            .run()?
-            .success()?;
+/// Nothing to kill is success only where that is known. A server that cannot acknowledge anything, because it
+/// has not come as far, or is past it, is left alone: a crash recovery that is killed begins anew, and it boots
+/// read-only. systemd's answer is not waited for: it is slow on a host in trouble, and a fence that comes late
+/// is none.
+fn kill(settings: &Settings) -> Result<(), ActError> {
+    let not_known = |why| ActError::NotKnown {
+        why,
+        unit: settings.database.unit.clone(),
+    };
+    let pid = match host::mariadb_process(settings) {
+        Process::Is(pid) => pid,
+        Process::Gone => return Ok(()),
+        Process::NotKnown(why) => return Err(not_known(why)),
+    };
+    if !host::can_acknowledge(settings, pid).map_err(not_known)? {
+        log::info!("MariaDB (pid {pid}) has no socket yet: it starts, and boots read-only");
+        return Ok(());
     }
-    Ok(())
+    log::warn!("SIGKILL for MariaDB (pid {pid})");
+    Ok(kill_mariadb(settings, pid, DEATH)?)
 }

@@ -1,12 +1,17 @@
 //! The audit: looks, decides, acts. Started by the timer and by every hook.
 
-use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use alerts::Severity;
 use clap::Parser;
-use observe::{NodeRole, Session};
-use role::{Decision, Limits, Policy, PromotionKind, decide};
+use nodefiles::cause::Topic;
+use nodefiles::role_lock::{LockError, RoleLock};
+use nodefiles::role_state::NodeRole;
+use nodefiles::writable::{self, Place};
+use nodefiles::{hook_sequence, maintenance, track, valid_settings};
+use observe::Session;
+use role::{Decision, Intent, Known, PromotionKind};
 use settings::Settings;
 
 use crate::act;
@@ -14,16 +19,19 @@ use crate::automatic;
 use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer};
 use crate::diverged::{self, DivergedError, Settled};
-use crate::lock::{LockError, RoleLock};
-use crate::look::{Depth, Look, look, look_unless};
+use crate::link::Link;
+use crate::look::{Depth, Look, look, look_unless, rules};
 use crate::promote::{PromoteError, carry_out};
-use crate::{node_role, relay_log, replicas, statements, takeover, tell, track};
+use crate::slave_position::PositionError;
+use crate::{node_role, relay_log, replicas, resident, statements, takeover, tell};
 
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
 
 /// Keepalived obeys its track file within milliseconds; a tick comes every two seconds.
 const HEED: Duration = Duration::from_millis(1500);
+/// Runs the resident program.
+const LINKS_UNIT: &str = "keepalived-companion-links.service";
 /// Keepalived removes its addresses and tells the others before it ends.
 const KEEPALIVED_STOP: Duration = Duration::from_secs(10);
 
@@ -46,45 +54,86 @@ struct Arguments {
 /// Entry point of `audit`.
 pub fn main() -> Exit {
     let arguments = Arguments::parse();
-    let settings = match arguments.common.settings() {
+    let settings = match arguments.common.settings_in_force() {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
     if arguments.dry_run {
-        return match look(&settings, Depth::Nodes) {
-            Ok(seen) => {
-                answer(&format!("{:?}", decide(&seen.seen, policy(&settings))));
-                Exit::Done
-            }
-            Err(error) => {
-                log::error!("{error}");
-                Exit::Undone
-            }
-        };
+        let seen = look(&settings, Depth::Nodes).seen;
+        answer(&format!(
+            "{:?}",
+            Intent::Audit.decide(&seen, rules(&settings))
+        ));
+        return Exit::Done;
+    }
+    if let Err(error) = writable::begin(&settings, &resident::now()) {
+        log::error!("{error}");
     }
     // Hooks that fire while this runs only raise the number: look again until it stands still.
     let mut exit = Exit::Done;
     loop {
-        let before = hook_sequence(&settings);
-        if let Err(error) = tick(&settings, || hook_sequence(&settings) != before) {
+        let before = hook_sequence::read(&settings);
+        let fired = || hook_sequence::read(&settings) != before;
+        if let Err(error) = tick(&settings, fired, &arguments.common.config) {
             log::error!("{error}");
             exit = Exit::Undone;
         }
-        if hook_sequence(&settings) == before {
+        if hook_sequence::read(&settings) == before {
             return exit;
         }
     }
 }
 
-fn hook_sequence(settings: &Settings) -> Option<String> {
-    fs::read_to_string(settings.paths.run.join("hook-sequence")).ok()
+/// Keeps the settings while they are valid, and calls a person when they are not. Gives why they could not be kept.
+fn keep_settings(settings: &Settings, config: &Path) -> Option<String> {
+    let text = settings.mistake.as_ref().map(|mistake| {
+        format!("{mistake}; the last valid settings are in force. Next: mend the file, then: audit --check-config")
+    });
+    tell::cause(
+        settings,
+        Topic::Settings,
+        text.as_deref().map(|text| (text, 0.0)),
+    );
+    if writable::may_hang(settings, Place::State, &resident::now()) {
+        return None;
+    }
+    valid_settings::keep(settings, config)
+        .err()
+        .map(|error| error.to_string())
 }
 
-fn policy(settings: &Settings) -> Policy {
-    Policy {
-        promote_unmet_after_boot: settings.role.promote_unmet_after_boot,
-        maintenance: observe::maintenance(settings).is_some(),
-    }
+/// Calls a person while there is time: what cannot be read or written now is missed in a change of roles. It comes after
+/// the change and what the others are told: it may write to a disk.
+fn tell_of_node(settings: &Settings, seen: &Look, config: &Path) {
+    let unkept = keep_settings(settings, config);
+    let unkept = unkept.as_deref();
+    let flag = maintenance::unread(settings).map(|error| {
+        format!("{error}: it counts as set, so nothing is taken over. Next: maintenance off")
+    });
+    let observed = &seen.seen;
+    let reasons: Vec<&str> = [
+        observed.unread.as_deref(),
+        observed.unwritable.as_deref(),
+        unkept.filter(|_| observed.unwritable.is_none()),
+        flag.as_deref(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let logs = writable::logs_refused(settings, &resident::now());
+    let text = match (reasons.is_empty(), logs) {
+        (true, None) => None,
+        (true, Some(logs)) => Some(format!("nothing is logged: {logs}")),
+        (false, _) => Some(format!(
+            "this node would miss in a change of roles what it cannot read or write: {}",
+            reasons.join("; ")
+        )),
+    };
+    tell::cause(
+        settings,
+        Topic::Files,
+        text.as_deref().map(|text| (text, 0.0)),
+    );
 }
 
 /// Why a tick could not act.
@@ -93,7 +142,7 @@ enum AuditError {
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
-    Memory(#[from] observe::MemoryError),
+    File(#[from] nodefiles::FileError),
     #[error(transparent)]
     Promote(Box<PromoteError>),
     #[error(transparent)]
@@ -107,6 +156,8 @@ enum AuditError {
     #[error(transparent)]
     Diverged(#[from] DivergedError),
     #[error(transparent)]
+    Position(#[from] PositionError),
+    #[error(transparent)]
     Process(#[from] process::ProcessError),
     #[error("{0}")]
     Gone(&'static str),
@@ -119,40 +170,60 @@ impl From<PromoteError> for AuditError {
 }
 
 /// One look and what follows. The steady state needs no lock and no forced command.
-fn tick(settings: &Settings, hook_fired: impl Fn() -> bool) -> Result<(), AuditError> {
+fn tick(
+    settings: &Settings,
+    hook_fired: impl Fn() -> bool,
+    config: &Path,
+) -> Result<(), AuditError> {
     // With the VIP here and the database closed every moment counts: go straight to the whole look.
-    let urgent = observe::vip_present(settings) && !locally_writable(settings);
+    let urgent = observe::vip_present(settings) == Known::Yes && !locally_writable(settings);
     if !urgent {
-        let Some(mut glance) = look_unless(settings, Depth::Databases, hook_fired)? else {
+        let Some(mut glance) = look_unless(settings, Depth::Databases, hook_fired) else {
             // The loop comes back at once.
             return Ok(());
         };
         replicas::end_silent(settings, &mut glance);
-        let decision = decide(&glance.seen, policy(settings));
+        if unknown_release(&glance) {
+            // Which rule holds for a take-over from it depends on that; it is told once.
+            drop(look(settings, Depth::Nodes));
+        }
+        let decision = Intent::Audit.decide(&glance.seen, rules(settings));
         if let Decision::Stay(_) | Decision::Wait(_) = decision {
             refresh_role(settings, &glance);
             relay_log::pace(settings, &mut glance)?;
-            settle(settings, &mut glance, &decision, None)?;
+            let settled = settle(settings, &mut glance, &decision, None);
+            tell_of_node(settings, &glance, config);
+            settled?;
             return Ok(automatic::consider(settings, &glance)?);
         }
     }
     let _lock = RoleLock::take(settings, Duration::from_secs(1))?;
-    let mut seen = look(settings, Depth::Nodes)?;
-    let decision = decide(&seen.seen, policy(settings));
+    let mut seen = look(settings, Depth::Nodes);
+    let decision = Intent::Audit.decide(&seen.seen, rules(settings));
     log::debug!("{:?} -> {decision:?}", seen.seen);
     if !tells_the_role(&decision) {
         let database = &seen.seen.local.database;
         node_role::follow(settings, database, seen.memory.highest_epoch);
     }
     let acted = act_on(settings, &mut seen, &decision);
-    match &acted {
-        Ok(needed) => settle(settings, &mut seen, &decision, needed.as_deref())?,
+    let settled = match &acted {
+        Ok(needed) => settle(settings, &mut seen, &decision, needed.as_deref()),
         Err(error) => {
             tell::verdicts(settings, &seen.seen);
-            tell::cause(settings, Some((&error.to_string(), 0.0)));
+            tell::cause(settings, Topic::Role, Some((&error.to_string(), 0.0)));
+            Ok(())
         }
-    }
+    };
+    tell_of_node(settings, &seen, config);
+    settled?;
     acted.map(drop)
+}
+
+/// Whether a peer's database answers and its release was never told.
+fn unknown_release(glance: &Look) -> bool {
+    glance.seen.peers.iter().any(|peer| {
+        peer.server().is_some() && !glance.memory.boot.protocols.contains_key(&peer.name)
+    })
 }
 
 /// The steady state needs no role lock, but without it a change may be under way that this look was
@@ -180,7 +251,7 @@ fn tells_the_role(decision: &Decision) -> bool {
         | Decision::Stay(_)
         | Decision::Wait(_)
         | Decision::ForgetChannel
-        | Decision::SemiSync(_)
+        | Decision::SemiSyncOff
         | Decision::CatchUp { .. }
         | Decision::Attach { .. }
         | Decision::Diverged { .. }
@@ -195,6 +266,30 @@ fn locally_writable(settings: &Settings) -> bool {
     Session::connect(settings, observe::Target::Local, settings.checks.deadline)
         .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
         .is_ok_and(|read_only| !read_only)
+}
+
+/// systemd starts the resident program again when it dies or hangs. Where that has not helped, a person should
+/// know: without it a primary whose standby goes acknowledges nothing any more, and a standby opens no more.
+fn supervise(settings: &Settings) {
+    let now = resident::now();
+    let sign = nodefiles::resident::file(settings).read().ok().flatten();
+    let lives = sign.is_some_and(|sign| {
+        sign.boot_id == now.boot_id && now.at - sign.at < resident::LIFELESS.as_secs_f64()
+    });
+    // After a boot it starts when the database has.
+    if lives || now.at < resident::LIFELESS.as_secs_f64() * 3.0 {
+        return;
+    }
+    if writable::run_refused(settings).is_some() {
+        // Its signs of life cannot be seen; that the directory takes nothing is told.
+        return;
+    }
+    if let Err(error) = act::ask_systemd(host::Verb::Restart, LINKS_UNIT) {
+        log::error!("{error}");
+    }
+    let text = "the resident program (keepalived-companion-links.service) shows no sign of life and is started anew; \
+                see: systemctl status keepalived-companion-links";
+    tell::alert(settings, "resident-lifeless", Severity::Critical, text);
 }
 
 /// A node that follows the one that it granted the right to write to needs no note of it any more: a
@@ -223,11 +318,16 @@ fn settle(
     needed: Option<&str>,
 ) -> Result<(), AuditError> {
     tell::verdicts(settings, &seen.seen);
+    supervise(settings);
     forget_grant(settings, seen)?;
     // A promotion has just marked this node itself; what was seen before it is old.
     if !matches!(decision, Decision::Promote(_) | Decision::SwitchOver { .. }) {
-        let primary = seen.seen.local.database.writable() && seen.seen.local.entitled();
-        track::set_entitled(settings, primary)?;
+        let writable = seen.seen.local.database.writable();
+        match seen.seen.local.entitled() {
+            // Told a "no" it would lower the priority of a healthy primary.
+            Known::NotKnown if writable => {}
+            entitled => track::set_entitled(settings, writable && entitled == Known::Yes)?,
+        }
     }
     let text;
     let cause = match decision {
@@ -239,7 +339,7 @@ fn settle(
         Decision::Stay(_)
         | Decision::ClaimEpoch
         | Decision::ForgetChannel
-        | Decision::SemiSync(_)
+        | Decision::SemiSyncOff
         | Decision::Promote(_)
         | Decision::SwitchOver { .. }
         | Decision::CatchUp { .. }
@@ -252,12 +352,12 @@ fn settle(
         | Decision::GiveUpVip(_)
         | Decision::RemoveAddress => needed.map(|text| (text, 0.0)),
     };
-    tell::cause(settings, cause);
+    tell::cause(settings, Topic::Role, cause);
     // A VIP given up for a cause that is gone: take part again.
     let local = &seen.seen.local;
     if track::standby(settings)
         && matches!(decision, Decision::Stay(_) | Decision::Wait(_))
-        && (!local.entitled() || local.database.writable())
+        && (local.entitled() == Known::No || local.database.writable())
     {
         track::set_standby(settings, false)?;
         tell::failover_log(settings, "takes part in VRRP again");
@@ -274,7 +374,15 @@ fn act_on(
     if let Decision::Diverged { from } = decision {
         return settle_divergence(settings, seen, from);
     }
-    change(settings, seen, decision).map(|()| None)
+    let changed = change(settings, seen, decision);
+    if let Err(AuditError::Position(error @ PositionError::OnlyByCopy { .. })) = &changed
+        && settings.failback.rebuild_automatic
+        && settings.mistake.is_none()
+    {
+        automatic::start_rebuild(settings)?;
+        return Ok(Some(format!("{error}; a rebuild runs")));
+    }
+    changed.map(|()| None)
 }
 
 /// Saves what only this node has, and takes it back; where that cannot be, a rebuild is started, or a person
@@ -299,7 +407,7 @@ fn settle_divergence(
         }
         Settled::NeedsRebuild(why) => why,
     };
-    if settings.failback.rebuild_automatic {
+    if settings.failback.rebuild_automatic && settings.mistake.is_none() {
         automatic::start_rebuild(settings)?;
         return Ok(Some(format!("{why}; a rebuild from {from} runs")));
     }
@@ -309,11 +417,7 @@ fn settle_divergence(
 }
 
 fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(), AuditError> {
-    let limits = Limits {
-        loss: settings.role.loss_limit,
-        accept_loss: false,
-        force: settings.role.promote_unmet_after_boot,
-    };
+    let limits = Intent::Audit.limits(rules(settings));
     let never = Cancel::default();
     match decision {
         Decision::Stay(_)
@@ -324,7 +428,10 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             let epoch = seen.memory.highest_epoch + 1;
             let session = local(seen)?;
             statements::claim_epoch(session, settings, epoch)?;
-            seen.memory.saw_epoch(settings, epoch)?;
+            if let Err(error) = seen.memory.saw_epoch(settings, epoch) {
+                // It is in the database.
+                log::error!("{error}");
+            }
             node_role::write(settings, NodeRole::Active, epoch);
             tell::failover_log(
                 settings,
@@ -342,7 +449,7 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             );
             Ok(())
         }
-        Decision::SemiSync(on) => semi_sync(settings, seen, *on),
+        Decision::SemiSyncOff => Ok(statements::set_semi_sync(local(seen)?, settings, false)?),
         Decision::Promote(why) => {
             log::info!("promoting: {why}");
             let promoted = carry_out(
@@ -402,7 +509,7 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
             Ok(())
         }
         Decision::RemoveAddress => {
-            act::remove_address(settings)?;
+            host::act::remove_address(settings)?;
             let text = "the VIP's address was here without a running Keepalived and is removed";
             tell::alert(settings, "address-removed", Severity::Warning, text);
             Ok(())
@@ -416,9 +523,11 @@ fn end_second_primary(
     seen: &mut Look,
     decision: &Decision,
 ) -> Result<(), AuditError> {
+    let mut own = Ok(());
     let (peers, text) = match decision {
         Decision::FenceAll { peers } => {
-            act::fence_local(settings)?;
+            // The peers are closed whatever became of it.
+            own = act::fence_local(settings);
             let text = "two primaries at the same epoch: every one is closed. Compare their data, \
                         then on the right one: promote --force";
             (peers, text.to_owned())
@@ -429,9 +538,14 @@ fn end_second_primary(
         ),
         _ => return Ok(()),
     };
-    let fenced = fence_peers(seen, peers);
+    let fenced = fence_peers(settings, seen, peers);
+    let closed = own.map_err(AuditError::from).and(fenced);
+    let text = match &closed {
+        Ok(()) => text,
+        Err(error) => format!("two primaries, and not every one is closed: {error}"),
+    };
     tell::alert(settings, "two-primaries", Severity::Critical, &text);
-    fenced
+    closed
 }
 
 /// Leaves the VIP to the others: by the track file, which Keepalived obeys at once. One that has not obeyed it
@@ -439,13 +553,20 @@ fn end_second_primary(
 /// find a closed database are no better off, and nobody else could serve them.
 fn leave_vip(settings: &Settings) -> Result<(), AuditError> {
     let unheeded = track::standby_age(settings).is_some_and(|age| age > HEED);
-    if !(unheeded && observe::vip_present(settings)) {
-        return Ok(track::set_standby(settings, true)?);
-    }
-    act::systemctl(&["stop", "keepalived.service"], KEEPALIVED_STOP)?;
-    let text = "Keepalived does not heed the standby track file, so it is stopped here to leave the VIP to the others; \
-                once this node is in order: systemctl start keepalived";
-    tell::alert(settings, "keepalived-stopped", Severity::Critical, text);
+    let why = if unheeded && observe::vip_present(settings) == Known::Yes {
+        "Keepalived does not heed the standby track file".to_owned()
+    } else {
+        match track::set_standby(settings, true) {
+            Ok(()) => return Ok(()),
+            Err(error) => error.to_string(),
+        }
+    };
+    host::act::systemctl(&["stop", "keepalived.service"], KEEPALIVED_STOP)?;
+    let text = format!(
+        "{why}, so Keepalived is stopped here to leave the VIP to the others; \
+         once this node is in order: systemctl start keepalived"
+    );
+    tell::alert(settings, "keepalived-stopped", Severity::Critical, &text);
     Ok(())
 }
 
@@ -454,66 +575,73 @@ fn give_up_after_refusal(
     settings: &Settings,
     promoted: Result<(), PromoteError>,
 ) -> Result<(), AuditError> {
-    if let Err(PromoteError::Refused(refusal)) = &promoted {
-        let own_data = match refusal {
-            role::Refusal::Diverged { .. }
-            | role::Refusal::Behind { .. }
-            | role::Refusal::SqlError { .. }
-            | role::Refusal::StaleEpoch { .. }
-            | role::Refusal::Filtered
-            | role::Refusal::NotGtid
-            | role::Refusal::ManyChannels { .. } => true,
-            role::Refusal::LocalDatabaseDown
-            | role::Refusal::BothThreadsStopped
-            | role::Refusal::CannotFence { .. }
-            | role::Refusal::Unmet { .. }
-            | role::Refusal::NotPrimary { .. } => false,
-        };
-        if own_data {
-            leave_vip(settings)?;
-        }
+    if let Err(PromoteError::Refused(refusal)) = &promoted
+        && refusal.own_data()
+    {
+        leave_vip(settings)?;
     }
     Ok(promoted?)
 }
 
-fn fence_peers(seen: &mut Look, peers: &[String]) -> Result<(), AuditError> {
-    for peer in peers {
-        if let Some(link) = seen.links.get_mut(peer) {
-            link.fence()?;
-        } else if let Some(session) = seen.sessions.get_mut(peer) {
-            statements::close(session)?;
-        } else {
-            return Err(AuditError::Gone(
-                "a second primary cannot be reached to be fenced",
-            ));
-        }
-    }
-    Ok(())
+fn fence_peers(settings: &Settings, seen: &mut Look, peers: &[String]) -> Result<(), AuditError> {
+    every(peers, |peer| fence_peer(settings, seen, peer))
 }
 
-fn semi_sync(settings: &Settings, seen: &mut Look, on: bool) -> Result<(), AuditError> {
-    let session = local(seen)?;
-    statements::set_semi_sync(session, settings, on)?;
-    if on {
-        // Its status turns on with the first commit that a replica acknowledges.
-        statements::beat(session, settings)?;
-        tell::failover_log(
-            settings,
-            "a replica is connected: commits wait for it from now on",
-        );
-    } else if seen.seen.local.database.writable() {
-        tell::alert(
-            settings,
-            "no-replica",
-            Severity::Warning,
-            "no replica is connected: commits are acknowledged with one copy only",
-        );
+/// Does it for every peer: one that fails does not keep the others from it. The first failure is the answer.
+fn every(
+    peers: &[String],
+    mut fence: impl FnMut(&str) -> Result<(), AuditError>,
+) -> Result<(), AuditError> {
+    let mut first = Ok(());
+    for peer in peers {
+        if let Err(error) = fence(peer) {
+            log::error!("{peer} is not fenced: {error}");
+            first = first.and(Err(error));
+        }
     }
-    Ok(())
+    first
+}
+
+/// By its forced command, which can kill, or else over SQL.
+fn fence_peer(settings: &Settings, seen: &mut Look, peer: &str) -> Result<(), AuditError> {
+    let unreachable = AuditError::Gone("a second primary cannot be reached to be fenced");
+    let by_link = seen.links.get_mut(peer).map(Link::fence);
+    if let Some(Ok(())) = by_link {
+        return Ok(());
+    }
+    if let Some(session) = seen.sessions.get_mut(peer) {
+        statements::close(session)?;
+        // A transaction that is open may still be committed by its session.
+        statements::end_clients(session, settings)?;
+        return Ok(());
+    }
+    by_link.map_or(Err(unreachable), |failed| Ok(failed?))
 }
 
 fn local(seen: &mut Look) -> Result<&mut Session, AuditError> {
     seen.local
         .as_mut()
         .ok_or(AuditError::Gone("the local database went away"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_peer_that_cannot_be_fenced_does_not_keep_the_others_open() {
+        let peers = ["b", "c", "d"].map(str::to_owned);
+        let mut asked = Vec::new();
+        let outcome = every(&peers, |peer| {
+            asked.push(peer.to_owned());
+            match peer {
+                "b" => Err(AuditError::Gone("first")),
+                "c" => Err(AuditError::Gone("second")),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(asked, peers);
+        assert!(matches!(outcome, Err(AuditError::Gone("first"))));
+        assert!(every(&peers, |_| Ok(())).is_ok());
+    }
 }

@@ -1,10 +1,10 @@
 //! What the audit starts by itself when the settings say so: a failback, and a rebuild. Both take long, so each
 //! is a unit of its own.
 
-use observe::uptime_seconds;
+use host::{Verb, uptime_seconds};
+use nodefiles::read_json;
 use process::ProcessError;
 use settings::Settings;
-use statefile::read_json;
 
 use crate::act;
 use crate::look::Look;
@@ -24,7 +24,7 @@ pub fn start_rebuild(settings: &Settings) -> Result<(), ProcessError> {
         return Ok(());
     }
     tell::write_json(&file, &now);
-    act::ask_systemd("start", REBUILD)
+    act::ask_systemd(Verb::Start, REBUILD)
 }
 
 /// Starts a failback once this node, the preferred one, has been a standby in order for long enough, within
@@ -33,12 +33,16 @@ pub fn consider(settings: &Settings, seen: &Look) -> Result<(), ProcessError> {
     if !settings.failback.automatic || settings.cluster.preferred != settings.local().name {
         return Ok(());
     }
+    if settings.mistake.is_some() {
+        log::debug!("no failback by itself while the settings have a mistake");
+        return Ok(());
+    }
     let file = settings.paths.run.join("stable-since.json");
     let now = uptime_seconds();
     let in_order = seen.seen.primary().is_some()
         && !seen.seen.local.database.writable()
         && role::fitness(&seen.seen).is_fit()
-        && observe::maintenance(settings).is_none();
+        && nodefiles::maintenance::forbids(settings).is_none();
     // A damaged file begins anew, as after a boot.
     let since = read_json::<f64>(&file).ok().flatten();
     match (in_order, since) {
@@ -55,7 +59,7 @@ pub fn consider(settings: &Settings, seen: &Look) -> Result<(), ProcessError> {
                 // The next try, should this one fail, is as far away.
                 tell::write_json(&file, &now);
                 tell::failover_log(settings, "failback begins by itself");
-                act::ask_systemd("start", FAILBACK)?;
+                act::ask_systemd(Verb::Start, FAILBACK)?;
             }
         }
     }

@@ -20,6 +20,7 @@ const HEADER: usize = 19;
 /// More than any event that is read whole here: a state with a few servers, or two names.
 const SMALL_EVENT: u64 = 1024 * 1024;
 
+const QUERY: u8 = 2;
 const FORMAT_DESCRIPTION: u8 = 15;
 const XID: u8 = 16;
 const TABLE_MAP: u8 = 19;
@@ -29,7 +30,14 @@ const ANNOTATE_ROWS: u8 = 160;
 const GTID: u8 = 162;
 const GTID_LIST: u8 = 163;
 const START_ENCRYPTION: u8 = 164;
-/// `FL_TRANSACTIONAL` of a GTID event.
+/// `FL_STANDALONE` of a GTID event: one event follows, without a COMMIT.
+const STANDALONE: u8 = 1;
+/// `FL_GROUP_COMMIT_ID`: eight bytes of it follow the flags.
+const GROUP_COMMIT_ID: u8 = 2;
+/// `FL_START_ALTER_E1`, `FL_COMMIT_ALTER_E1`, `FL_ROLLBACK_ALTER_E1` of the second byte of flags
+/// (`binlog_alter_two_phase`): the first is written before anything is done.
+const PART_OF_ALTER: u8 = 2 | 4 | 8;
+/// `FL_TRANSACTIONAL`
 const TRANSACTIONAL: u8 = 4;
 /// `FL_DDL`
 const DDL: u8 = 32;
@@ -56,6 +64,8 @@ pub struct Transaction {
     pub position: u64,
     /// It consists of row changes of transactional tables only, so it can be taken back.
     pub rows_only: bool,
+    /// The statement, perhaps with a checksum behind it, where that is all there is, as with ALTER TABLE.
+    pub statement: Option<String>,
     /// Database and name of each table whose rows it changed.
     pub tables: BTreeSet<(String, String)>,
 }
@@ -119,7 +129,7 @@ fn scan(path: &Path, wanted: impl Fn(u8) -> bool) -> Result<Content, BinlogError
             break;
         }
         let body = size - HEADER as u64;
-        if matches!(kind, GTID | GTID_LIST | TABLE_MAP) && body <= SMALL_EVENT {
+        if matches!(kind, QUERY | GTID | GTID_LIST | TABLE_MAP) && body <= SMALL_EVENT {
             let mut bytes = vec![0; usize::try_from(body).unwrap_or_default()];
             input.read_exact(&mut bytes).map_err(at(path))?;
             content.take(&header, position, &bytes);
@@ -147,6 +157,8 @@ impl Content {
                 time: u32_at(header, 0),
                 position,
                 rows_only: body[12] & TRANSACTIONAL != 0 && body[12] & DDL == 0,
+                // Told by the next event.
+                statement: is_whole_statement(body).then(String::new),
                 tables: BTreeSet::new(),
             }),
             // What stands between the transactions.
@@ -162,10 +174,21 @@ impl Content {
             _ => {
                 if let Some(last) = self.transactions.last_mut() {
                     last.rows_only = false;
+                    if kind == QUERY && last.statement.is_some() {
+                        last.statement = statement(body);
+                    }
                 }
             }
         }
     }
+}
+
+/// Whether one event is all that follows a GTID event, and not one of the two of an ALTER TABLE.
+fn is_whole_statement(body: &[u8]) -> bool {
+    let flags = body[12];
+    let more = if flags & GROUP_COMMIT_ID == 0 { 13 } else { 21 };
+    let more = body.get(more).copied().unwrap_or_default();
+    flags & STANDALONE != 0 && more & PART_OF_ALTER == 0
 }
 
 /// The length is in the low 28 bits.
@@ -183,6 +206,14 @@ fn gtid_list(body: &[u8]) -> GtidSet {
         });
     }
     set
+}
+
+/// Thirteen bytes, which give the lengths of the database's name and of the variables, those, and a NUL.
+fn statement(body: &[u8]) -> Option<String> {
+    let name = usize::from(*body.get(8)?);
+    let variables = usize::from(u16::from_le_bytes([*body.get(11)?, *body.get(12)?]));
+    let text = body.get(13 + variables + name + 1..)?;
+    Some(String::from_utf8_lossy(text).into_owned())
 }
 
 /// Six bytes of number, two of flags, then twice a length, that many bytes, and a NUL.
@@ -281,6 +312,25 @@ mod tests {
         event(TABLE_MAP, 1, &body)
     }
 
+    fn query(text: &str) -> Vec<u8> {
+        let mut body = vec![0; 13];
+        (body[8], body[11]) = (6, 3);
+        body.extend(b"varha_app\0");
+        body.extend(text.as_bytes());
+        body
+    }
+
+    #[test]
+    fn half_an_alter_table_is_no_statement() {
+        let mut body = vec![0; 19];
+        body[12] = STANDALONE | DDL;
+        assert!(is_whole_statement(&body));
+        body[13] = 2;
+        assert!(!is_whole_statement(&body));
+        body[12] |= GROUP_COMMIT_ID;
+        assert!(is_whole_statement(&body), "a part of the number");
+    }
+
     #[test]
     fn transactions_are_read_with_what_they_are() {
         let mut list = 2_u32.to_le_bytes().to_vec();
@@ -299,7 +349,7 @@ mod tests {
         bytes.extend(event(23, 2, &[0; 40]));
         bytes.extend(event(XID, 2, &[0; 8]));
         bytes.extend(gtid(2, 89, DDL | 1));
-        bytes.extend(event(2, 2, b"create table"));
+        bytes.extend(event(2, 2, &query("create table")));
         bytes.extend(gtid(2, 90, TRANSACTIONAL));
         bytes.extend(event(2, 2, b"insert as a statement"));
         // A server that died in the middle of an event.
@@ -322,6 +372,11 @@ mod tests {
                 ("0-2-89".to_owned(), false),
                 ("0-2-90".to_owned(), false)
             ]
+        );
+        let statement = |n: usize| content.transactions[n].statement.as_deref();
+        assert_eq!(
+            [statement(0), statement(1), statement(2)],
+            [None, Some("create table"), None]
         );
         assert_eq!(content.transactions[0].position, first);
         assert_eq!(

@@ -5,12 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alerts::Severity;
-use observe::{MemoryError, Session, SqlError, Target};
-use role::{Database, Decision, Policy, decide};
+use host::Process;
+use nodefiles::track;
+use observe::{Session, SqlError, Target};
 use settings::Settings;
 
-use crate::look::{Depth, look};
-use crate::{files, node_role, statements, tell, track};
+use crate::look::{Depth, look, rules};
+use crate::{files, node_role, statements, tell, vip};
 
 /// Keepalived obeys its track file within milliseconds; one that does not load it never does.
 const VIP_PATIENCE: Duration = Duration::from_millis(500);
@@ -34,8 +35,6 @@ pub struct Left {
 enum ReopenError {
     #[error(transparent)]
     Sql(#[from] SqlError),
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
     #[error("it does not answer")]
     Silent,
 }
@@ -61,7 +60,7 @@ pub fn put_right(settings: &Settings, left: &Left) {
 fn insist(settings: &Settings, left: &Left) {
     let start = Instant::now();
     while let Err(error) = end_freeze(settings, left) {
-        if observe::mariadb_process(settings).is_none() {
+        if host::mariadb_process(settings) == Process::Gone {
             // Nothing is frozen, and the other node waits for the lock to take over.
             return;
         }
@@ -85,7 +84,7 @@ fn end_freeze(settings: &Settings, left: &Left) -> Result<(), ReopenError> {
     let mut session = Session::connect(settings, Target::Local, settings.role.answer_timeout)?;
     let closed: bool = session.row("SELECT @@read_only")?;
     let open_again = closed && left.was_open && would_stay_open(settings)?;
-    if closed && left.granted && another_is_open(settings)? {
+    if closed && left.granted && another_is_open(settings) {
         // Or who writes past `read_only` finds this database behind the VIP when the lock goes.
         leave_vip(settings);
     }
@@ -96,6 +95,8 @@ fn end_freeze(settings: &Settings, left: &Left) -> Result<(), ReopenError> {
     // The peer's session holds the lock on all tables until TCP gives up a connection that is dead.
     statements::end_remote_tools(&mut session, settings)?;
     if open_again {
+        // Its replica saw it closed, and may rely on that.
+        statements::set_semi_sync(&mut session, settings, true)?;
         statements::open(&mut session)?;
         tell::alert(
             settings,
@@ -112,9 +113,9 @@ fn end_freeze(settings: &Settings, left: &Left) -> Result<(), ReopenError> {
     Ok(())
 }
 
-fn another_is_open(settings: &Settings) -> Result<bool, MemoryError> {
-    let seen = look(settings, Depth::Databases)?.seen;
-    Ok(seen.primary().is_some())
+fn another_is_open(settings: &Settings) -> bool {
+    let seen = look(settings, Depth::Databases).seen;
+    seen.primary().is_some()
 }
 
 /// The audit takes part in VRRP again once this node stands by.
@@ -123,23 +124,14 @@ fn leave_vip(settings: &Settings) {
         log::error!("{error}");
     }
     // The lock must go in any case: one that stays costs more.
-    let _ = track::await_vip(settings, false, VIP_PATIENCE);
+    let _ = vip::await_presence(settings, false, VIP_PATIENCE);
 }
 
 /// What the table says of this node as it was before the freeze.
 fn would_stay_open(settings: &Settings) -> Result<bool, ReopenError> {
-    let mut seen = look(settings, Depth::Nodes)?.seen;
-    let Database::Answering(server) = &mut seen.local.database else {
+    let seen = look(settings, Depth::Nodes).seen;
+    if seen.local.database.server().is_none() {
         return Err(ReopenError::Silent);
-    };
-    server.writable = true;
-    let policy = Policy {
-        promote_unmet_after_boot: settings.role.promote_unmet_after_boot,
-        // What a person's maintenance finds is the state before.
-        maintenance: false,
-    };
-    Ok(matches!(
-        decide(&seen, policy),
-        Decision::Stay(_) | Decision::Wait(_) | Decision::SemiSync(_)
-    ))
+    }
+    Ok(role::may_reopen(&seen, rules(settings)))
 }

@@ -1,10 +1,13 @@
 //! What every tool of this package shares: arguments, settings, logging, exit codes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Termination};
 
+use nodefiles::valid_settings;
 use role::Step;
-use settings::Settings;
+use settings::{Settings, SettingsError};
+
+use crate::window::window;
 
 /// Arguments common to every tool.
 #[derive(Debug, Clone, clap::Args)]
@@ -24,20 +27,40 @@ pub struct Common {
 }
 
 impl Common {
-    /// Loads the settings, or says every problem on standard error. With `--check-config` that is
-    /// all there is to do.
+    /// Loads the settings for a tool that a person types: a mistake in them is said on standard error, and nothing
+    /// is done. With `--check-config` that is all there is to do.
     pub fn settings(&self) -> Result<Settings, Exit> {
+        self.load(settings::load)
+    }
+
+    /// Loads the settings for a program that a service, a hook or a peer starts: with a mistake in the file the last
+    /// valid ones are in force, if there are any.
+    pub fn settings_in_force(&self) -> Result<Settings, Exit> {
+        if self.check_config {
+            return self.settings();
+        }
+        self.load(valid_settings::load)
+    }
+
+    fn load(
+        &self,
+        load: impl FnOnce(&Path, Option<&str>) -> Result<Settings, SettingsError>,
+    ) -> Result<Settings, Exit> {
         let level = if self.verbose { "debug" } else { "info" };
         // A second initialisation in one process changes nothing.
         let _ = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
             .format_target(false)
             .try_init();
-        let settings = settings::load(&self.config, self.node.as_deref()).map_err(|error| {
+        let settings = load(&self.config, self.node.as_deref()).map_err(|error| {
             log::error!("{error}");
             Exit::Usage
         })?;
         if self.check_config {
-            answer("ok");
+            let window = window(&settings);
+            if let Some(concern) = window.concern() {
+                log::warn!("{concern}");
+            }
+            answer(&format!("ok; {window}"));
             return Err(Exit::Done);
         }
         Ok(settings)

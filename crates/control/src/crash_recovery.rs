@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use alerts::Severity;
 use clap::{Parser, Subcommand};
+use nodefiles::{Durability, FileError, JsonFile, recovered, replace};
 use process::Program;
 use role::CrashRecovery;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-use statefile::{Durability, replace_json};
 
 use crate::binlog;
 use crate::cli::{Common, Exit};
@@ -55,15 +55,13 @@ enum RecoveryError {
     #[error(transparent)]
     File(#[from] PathError),
     #[error(transparent)]
-    Memory(#[from] observe::MemoryError),
-    #[error(transparent)]
-    State(#[from] statefile::StateFileError),
+    State(#[from] FileError),
 }
 
 /// Entry point of `crash-recovery`.
 pub fn main() -> Exit {
     let arguments = Arguments::parse();
-    let settings = match arguments.common.settings() {
+    let settings = match arguments.common.settings_in_force() {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
@@ -96,14 +94,14 @@ struct Saved {
 /// Where the copy and its description are.
 struct Place {
     copy: PathBuf,
-    note: PathBuf,
+    note: JsonFile<Saved>,
 }
 
 impl Place {
     fn of(settings: &Settings) -> Self {
         Self {
             copy: settings.paths.state.join("binlog-before-start"),
-            note: settings.paths.state.join("binlog-before-start.json"),
+            note: JsonFile::durable(settings.paths.state.join("binlog-before-start.json"), 1),
         }
     }
 }
@@ -116,7 +114,7 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
         log::info!("the binlog was closed in order: nothing to recover");
         return Ok(());
     };
-    let primary = match role::crash_recovery(&look(settings, Depth::Databases)?.seen) {
+    let primary = match role::crash_recovery(&look(settings, Depth::Databases).seen) {
         CrashRecovery::Keep(why) => {
             log::info!("{why}: the database keeps all that its binlog has");
             return Ok(());
@@ -124,7 +122,7 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
         CrashRecovery::CutOff { primary } => primary,
     };
     let place = Place::of(settings);
-    if place.note.exists() {
+    if place.note.path().exists() {
         // A start that did not come to its end: what it saved is not overwritten.
         report(settings, &place)?;
     }
@@ -141,9 +139,10 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
         primary,
     };
     // On the disk before anything is cut off: a second power loss must not take the report.
-    replace_json(&place.note, 0o600, &saved, Durability::OnDisk)?;
+    place.note.replace(&saved)?;
     // Last: without it nothing is cut off.
-    fs::write(&environment, "MYSQLD_OPTS=--init-rpl-role=SLAVE\n").map_err(at(&environment))?;
+    let options = b"MYSQLD_OPTS=--init-rpl-role=SLAVE\n";
+    replace(&environment, 0o644, options, Durability::Visible)?;
     log::info!(
         "{} is the primary: the end of {} that was never acknowledged is rolled back",
         saved.primary,
@@ -155,7 +154,7 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
 fn after_start(settings: &Settings) -> Result<(), RecoveryError> {
     remove(&settings.paths.run.join(ENVIRONMENT))?;
     let place = Place::of(settings);
-    if place.note.exists() {
+    if place.note.path().exists() {
         report(settings, &place)?;
     }
     Ok(())
@@ -163,8 +162,11 @@ fn after_start(settings: &Settings) -> Result<(), RecoveryError> {
 
 /// Writes what the original lacks by now as SQL for a person, and forgets the copy.
 fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
-    let note = fs::read(&place.note).map_err(at(&place.note))?;
-    let saved: Option<Saved> = serde_json::from_slice(&note).ok();
+    let saved = match place.note.read() {
+        Ok(saved) => saved,
+        Err(FileError::Damaged { .. }) => None,
+        Err(error @ FileError::Io { .. }) => return Err(error.into()),
+    };
     let copied = fs::metadata(&place.copy).map_err(at(&place.copy))?.len();
     let left = saved
         .as_ref()
@@ -176,11 +178,8 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
     {
         log::info!("nothing was cut off {}", saved.original.display());
     } else {
-        let directory = settings
-            .paths
-            .state
-            .join("recovered")
-            .join(format!("binlog-{}", tell::stamp(jiff::Timestamp::now())));
+        let moment = tell::stamp(jiff::Timestamp::now());
+        let directory = recovered::of_start(settings, &moment);
         fs::create_dir_all(&directory).map_err(at(&directory))?;
         let sql = directory.join("cut-off.sql");
         // From where the original ends now; the whole copy when that is not known.
@@ -213,5 +212,6 @@ fn report(settings: &Settings, place: &Place) -> Result<(), RecoveryError> {
         );
     }
     remove(&place.copy)?;
-    Ok(remove(&place.note)?)
+    place.note.remove()?;
+    Ok(())
 }

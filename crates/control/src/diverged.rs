@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alerts::Severity;
+use nodefiles::recovered;
 use observe::{Session, SqlError, Target};
 use process::{ProcessError, Program};
 use role::{GtidSet, Server};
@@ -235,7 +236,7 @@ impl Divergence {
         primary: &Node,
         epoch: u64,
     ) -> Result<PathBuf, DivergedError> {
-        let directory = settings.paths.state.join(format!("recovered/{epoch}"));
+        let directory = recovered::of_epoch(settings, epoch);
         fs::create_dir_all(&directory).map_err(at(&directory))?;
         let json = directory.join(format!("transactions-{}.json", self.name()));
         if json.exists() {
@@ -267,8 +268,13 @@ impl Divergence {
         });
         // Last: it says that the report is whole.
         let part = directory.join("printed.json");
-        lost_rows::as_json(&summary, &printed, &columns, &part)
-            .and_then(|()| fs::rename(&part, &json))
+        let whole = lost_rows::as_json(&summary, &printed, &columns, &part)
+            .and_then(|()| fs::rename(&part, &json));
+        if whole.is_err() {
+            // Half a report is none, and may be large.
+            let _ = fs::remove_file(&part);
+        }
+        whole
             .and_then(|()| File::open(&directory)?.sync_all())
             .map_err(at(&json))?;
         fs::remove_file(&printed).map_err(at(&printed))?;

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use alerts::Severity;
 use clap::Parser;
-use observe::SqlError;
-use role::{Database, Decision, GtidSet, Limits, Plan, Policy, Refusal, decide};
+use nodefiles::role_lock::{LockError, RoleLock};
+use nodefiles::sync_status::{StandbyState, StandbyStatus};
+use observe::{Session, SqlError, Target};
+use role::{GtidSet, Intent, Known, Plan, Refusal, Rejoin};
 use serde::Serialize;
 use settings::{Node, Settings};
 
@@ -16,11 +18,11 @@ use crate::cli::{Common, Exit, answer, answer_step};
 use crate::diverged::{self, DivergedError, Settled};
 use crate::files::{self, Sampled};
 use crate::link::{LinkError, ssh};
-use crate::lock::{LockError, RoleLock};
-use crate::look::{Depth, Look, look};
+use crate::look::{Depth, Look, look, rules};
 use crate::preflight::{self, Obstacle};
 use crate::promote::{PromoteError, Promoted, promote};
 use crate::rebuild::{self, RebuildError};
+use crate::slave_position::{NOT_IN_BINLOGS, PositionError};
 use crate::takeover::Took;
 use crate::{statements, takeover, tell};
 
@@ -34,6 +36,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const SAMPLE: usize = 20;
 /// How long the result may take to show itself.
 const VERIFY: Duration = Duration::from_secs(20);
+/// A row, which may wait for a standby's acknowledgement.
+const ROW: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -136,6 +140,10 @@ pub fn asked(settings: &Settings, words: &[&str]) -> Exit {
             return Exit::Refused;
         }
     };
+    if let Some(mistake) = &settings.mistake {
+        log::error!("{mistake}");
+        return Exit::Usage;
+    }
     let cancel = Cancel::default();
     let hung_up = cancel.clone();
     std::thread::spawn(move || {
@@ -248,8 +256,6 @@ enum FailbackError {
     #[error(transparent)]
     Promote(#[from] Box<PromoteError>),
     #[error(transparent)]
-    Memory(#[from] observe::MemoryError),
-    #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -258,20 +264,26 @@ enum FailbackError {
     #[error(transparent)]
     Diverged(#[from] DivergedError),
     #[error(transparent)]
+    Position(#[from] PositionError),
+    #[error(transparent)]
     Rebuild(#[from] RebuildError),
 }
 
 impl FailbackError {
     fn exit(&self) -> Exit {
         match self {
+            Self::NoPrimary
+            | Self::Obstacles(_)
+            | Self::Refused { .. }
+            | Self::Position(PositionError::OnlyByCopy { .. })
+            | Self::Link(LinkError::Versions(_)) => Exit::Refused,
             Self::Cancelled
             | Self::TooLate { .. }
             | Self::Diverged(_)
+            | Self::Position(_)
             | Self::Rebuild(_)
-            | Self::Memory(_)
             | Self::Sql(_)
             | Self::Lock(LockError::Io { .. }) => Exit::Undone,
-            Self::NoPrimary | Self::Obstacles(_) | Self::Refused { .. } => Exit::Refused,
             Self::Unverified(_) => Exit::Forward,
             Self::Promote(error) => error.exit(),
             Self::Lock(LockError::Busy { .. }) | Self::Link(LinkError::Busy { .. }) => Exit::Locked,
@@ -280,32 +292,38 @@ impl FailbackError {
     }
 }
 
+/// What is missing until a row is here that is written on the primary the first time. Under the role lock: this node
+/// must not take over meanwhile, or the row would be one that the old primary has alone.
+fn row_arrived(
+    settings: &Settings,
+    primary: &Node,
+    wanted: &mut Option<GtidSet>,
+) -> Result<Option<String>, FailbackError> {
+    let written = if let Some(written) = &*wanted {
+        written
+    } else {
+        let _lock = RoleLock::take(settings, Duration::ZERO)?;
+        let mut here = Session::connect(settings, Target::Local, ROW)?;
+        let mut there = Session::connect(settings, Target::Peer(primary.private), ROW)?;
+        let closed = "SELECT @@read_only";
+        if !here.row::<bool>(closed)? || there.row::<bool>(closed)? {
+            return Ok(Some(format!("{} is not the primary", primary.name)));
+        }
+        statements::beat(&mut there, settings)?;
+        &*wanted.insert(statements::gtids(&mut there, "SELECT @@gtid_binlog_pos")?)
+    };
+    let mut here = Session::connect(settings, Target::Local, ROW)?;
+    let server = observe::observe_server(&mut here, settings)?;
+    let arrived = server.holdings().contains(written);
+    Ok((!arrived).then(|| "it was written".to_owned()))
+}
+
 /// How this node can follow the primary.
 enum Attached {
     /// With its own data, or it does already.
     AsItIs,
     /// With a copy of the primary; the refusal without one.
     OnlyByCopy(FailbackError),
-}
-
-/// What the decision table says of this node, at a person's word.
-fn decision(seen: &Look) -> Decision {
-    let policy = Policy {
-        promote_unmet_after_boot: false,
-        // A person's word counts more than the person's flag.
-        maintenance: false,
-    };
-    decide(&seen.seen, policy)
-}
-
-/// Whether this node's data are of no use as they are: its server is down, and not just slow or starting, or
-/// replication has stopped at an error. Nothing else that is refused says so.
-fn useless(seen: &Look) -> bool {
-    match &seen.seen.local.database {
-        Database::Down => true,
-        Database::Answering(me) => me.channels.iter().any(|c| c.sql_errno != 0),
-        Database::Starting | Database::Silent => false,
-    }
 }
 
 struct Failback<'a> {
@@ -320,16 +338,21 @@ impl Failback<'_> {
         let settings = self.settings;
         let me = &settings.local().name;
         self.say(&format!("failback to {me}"));
-        let seen = look(settings, Depth::Nodes)?;
+        let mut seen = look(settings, Depth::Nodes);
         if seen.seen.local.database.writable() {
             return Ok(Done::AlreadyPrimary);
         }
         let Some(primary) = seen.seen.primary().map(|(peer, _)| peer.name.clone()) else {
             return Err(FailbackError::NoPrimary);
         };
+        // Just to follow the primary with its own data is what this node does by itself, too.
+        let planned = self.options.rebuild || !self.options.rejoin_only;
+        if let Some(link) = seen.links.get_mut(&primary).filter(|_| planned) {
+            link.fit_for_planned_change()?;
+        }
         drop(seen);
         if self.options.dry_run {
-            if let Some(planned) = self.rebuild_planned(&primary)? {
+            if let Some(planned) = self.rebuild_planned(&primary) {
                 return Ok(planned);
             }
         } else {
@@ -338,23 +361,25 @@ impl Failback<'_> {
         if self.options.rejoin_only {
             return Ok(Done::Replica { of: primary });
         }
-        if !self.options.dry_run {
-            // After a rejoin its checks need a moment.
-            self.wait("Keepalived here", || {
-                Ok(preflight::not_ready(self.settings))
-            })?;
-        }
-        self.preflight(&primary)?;
         if self.options.dry_run {
+            let found = self.obstacles(&primary)?;
+            if !found.is_empty() {
+                return Err(FailbackError::Obstacles(found));
+            }
             return match self.switch_over(true)? {
                 Promoted::Planned(plan) => Ok(Done::Planned { plan }),
                 Promoted::Already | Promoted::Done(..) => Ok(Done::AlreadyPrimary),
             };
         }
-        // Last what is behind again soonest.
-        self.await_files(&primary)?;
-        self.catch_up(&primary)?;
-        let took = match self.switch_over(false)? {
+        let promoted = loop {
+            self.prepare(&primary)?;
+            match self.switch_over(false) {
+                // It looked once more, and a check had failed since: nothing was touched.
+                Err(FailbackError::Obstacles(found)) if found.iter().all(Obstacle::passes) => {}
+                other => break other?,
+            }
+        };
+        let took = match promoted {
             Promoted::Done(_, took) => took,
             Promoted::Already | Promoted::Planned(_) => Took::default(),
         };
@@ -370,7 +395,7 @@ impl Failback<'_> {
     fn say(&self, text: &str) {
         let file = format!("failback-{}.log", self.settings.local().name);
         let text = format!("[{:6.2} s] {text}", self.start.elapsed().as_secs_f64());
-        alerts::log_line(&self.settings.paths.log.join(file), &text);
+        tell::log_line(self.settings, &self.settings.paths.log.join(file), &text);
     }
 
     fn limit(&self) -> Duration {
@@ -380,6 +405,16 @@ impl Failback<'_> {
     /// Waits for something that comes by itself, and says what is missing once a second.
     fn wait(
         &self,
+        what: &str,
+        missing: impl FnMut() -> Result<Option<String>, FailbackError>,
+    ) -> Result<(), FailbackError> {
+        self.wait_since(self.start, what, missing)
+    }
+
+    /// The same, where the limit counts from this moment.
+    fn wait_since(
+        &self,
+        since: Instant,
         what: &str,
         mut missing: impl FnMut() -> Result<Option<String>, FailbackError>,
     ) -> Result<(), FailbackError> {
@@ -391,7 +426,7 @@ impl Failback<'_> {
             if self.cancel.asked() {
                 return Err(FailbackError::Cancelled);
             }
-            if self.start.elapsed() > self.limit() {
+            if since.elapsed() > self.limit() {
                 return Err(FailbackError::TooLate {
                     what: format!("{what} ({why})"),
                     limit: self.limit(),
@@ -406,56 +441,104 @@ impl Failback<'_> {
     }
 
     /// The steps of a rebuild, where a run with the same options would come to one.
-    fn rebuild_planned(&self, primary: &str) -> Result<Option<Done>, FailbackError> {
-        let seen = look(self.settings, Depth::Nodes)?;
-        let diverged = matches!(decision(&seen), Decision::Diverged { .. });
-        let Some(node) = takeover::node(self.settings, primary)
-            .filter(|_| self.options.rebuild && (useless(&seen) || diverged))
-        else {
-            return Ok(None);
-        };
+    fn rebuild_planned(&self, primary: &str) -> Option<Done> {
+        let seen = look(self.settings, Depth::Nodes);
+        let rejoin = role::rejoin(&seen.seen, rules(self.settings));
+        let diverged = rejoin == Rejoin::TakeBack;
+        let useless = matches!(
+            rejoin,
+            Rejoin::Refused {
+                copy_helps: true,
+                ..
+            }
+        );
+        let node = takeover::node(self.settings, primary)
+            .filter(|_| self.options.rebuild && (useless || diverged))?;
         let mut steps = rebuild::steps(self.settings, node);
         if diverged {
             let first = "write down what only this node has, and take it back; what follows only if it is more \
                          than changes of rows";
             steps.insert(0, first.to_owned());
         }
-        Ok(Some(Done::RebuildPlanned { steps }))
+        Some(Done::RebuildPlanned { steps })
     }
 
     /// Becomes a replica of the primary, as the audit would do at its next tick.
     fn rejoin(&self, primary: &str) -> Result<(), FailbackError> {
         let settings = self.settings;
         let node = takeover::node(settings, primary).ok_or(FailbackError::NoPrimary)?;
-        if let Attached::OnlyByCopy(refused) = self.attach(node)? {
-            if !self.options.rebuild {
+        let by_copy = match self.attach(node)? {
+            Attached::OnlyByCopy(refused) => Some(refused),
+            Attached::AsItIs => self.await_threads(primary)?,
+        };
+        if let Some(refused) = by_copy {
+            self.copy_from(node, refused)?;
+            if let Some(refused) = self.await_threads(primary)? {
                 return Err(refused);
             }
-            self.say(&format!("{refused}; a rebuild was asked for"));
-            let kept = rebuild::rebuild(settings, node, self.cancel, &|text| self.say(text))?;
-            tell::alert(
-                settings,
-                "rebuilt",
-                Severity::Warning,
-                &format!(
-                    "this node's data are a copy of {primary} now; the old ones are in {}: look, then delete them",
-                    kept.display()
-                ),
-            );
         }
-        self.wait(&format!("replication from {primary}"), || {
-            let (me, _) = observe::observe_local(settings);
+        self.await_row(node)
+    }
+
+    /// Replaces this node's data by a copy, where that was asked for.
+    fn copy_from(&self, primary: &Node, refused: FailbackError) -> Result<(), FailbackError> {
+        if !self.options.rebuild {
+            return Err(refused);
+        }
+        self.say(&format!("{refused}; a rebuild was asked for"));
+        let kept = rebuild::rebuild(self.settings, primary, self.cancel, &|text| self.say(text))?;
+        tell::alert(
+            self.settings,
+            "rebuilt",
+            Severity::Warning,
+            &format!(
+                "this node's data are a copy of {} now; the old ones are in {}: look, then delete them",
+                primary.name,
+                kept.display()
+            ),
+        );
+        Ok(())
+    }
+
+    /// Waits until both threads run. Gives the refusal where the primary cannot send what is needed.
+    fn await_threads(&self, primary: &str) -> Result<Option<FailbackError>, FailbackError> {
+        let mut refused = None;
+        // A copy may have taken longer than the limit.
+        let since = Instant::now();
+        self.wait_since(since, &format!("replication from {primary}"), || {
+            let (me, _) = observe::observe_local(self.settings);
             let Some(server) = me.database.server() else {
                 return Ok(Some("the local database does not answer".to_owned()));
             };
-            if server.channels.iter().any(|c| c.io == role::IoThread::Running && c.sql_running) {
+            let channels = &server.channels;
+            if channels
+                .iter()
+                .any(|c| c.io == role::IoThread::Running && c.sql_running)
+            {
                 return Ok(None);
             }
-            let errno = server.channels.iter().map(|c| c.io_errno).find(|e| *e != 0);
+            let errno = channels.iter().map(|c| c.io_errno).find(|e| *e != 0);
+            if errno == Some(NOT_IN_BINLOGS) {
+                let primary = primary.to_owned();
+                refused = Some(PositionError::OnlyByCopy { primary }.into());
+                return Ok(None);
+            }
             Ok(Some(errno.map_or_else(
                 || "the threads do not run yet".to_owned(),
-                |errno| format!("error {errno}; see SHOW ALL SLAVES STATUS (1236: the primary has not got the binlogs any more, so: --rebuild)"),
+                |errno| format!("error {errno}; see Last_IO_Error in SHOW ALL SLAVES STATUS"),
             )))
+        })?;
+        Ok(refused)
+    }
+
+    /// Waits until a row is here that is written on the primary from now on: threads that run say little, as they may run
+    /// in the gap between two errors. It may wait to be applied.
+    fn await_row(&self, node: &Node) -> Result<(), FailbackError> {
+        let what = format!("a row of {} to arrive", node.name);
+        let mut wanted = None;
+        self.wait_since(Instant::now(), &what, || {
+            let arrived = row_arrived(self.settings, node, &mut wanted);
+            Ok(arrived.unwrap_or_else(|error| Some(error.to_string())))
         })
     }
 
@@ -464,28 +547,29 @@ impl Failback<'_> {
         const NEXT: &str = "failback --rejoin-only --rebuild";
         let settings = self.settings;
         let _lock = RoleLock::take(settings, Duration::from_secs(5))?;
-        let mut seen = look(settings, Depth::Nodes)?;
-        let decision = decision(&seen);
-        let Some(session) = seen.local.as_mut() else {
-            let refused = FailbackError::Refused {
-                why: "the local database does not answer".to_owned(),
-                next: format!(
-                    "systemctl status {}, or when it cannot be started: {NEXT}",
-                    settings.database.unit
-                ),
-            };
-            return if useless(&seen) {
-                Ok(Attached::OnlyByCopy(refused))
-            } else {
-                Err(refused)
-            };
-        };
-        match decision {
-            Decision::Attach { .. } => {
-                statements::attach(session, settings, primary)?;
+        let mut seen = look(settings, Depth::Nodes);
+        match role::rejoin(&seen.seen, rules(settings)) {
+            Rejoin::Follows => {}
+            Rejoin::Attach => {
+                let session = seen.local.as_mut().ok_or_else(|| FailbackError::Refused {
+                    why: "the local database went away".to_owned(),
+                    next: "try again".to_owned(),
+                })?;
+                if let Err(error) = statements::attach(session, settings, primary) {
+                    return match error {
+                        PositionError::NotKnown { why, next } => {
+                            Ok(Attached::OnlyByCopy(FailbackError::Refused { why, next }))
+                        }
+                        PositionError::OnlyByCopy { .. } => Ok(Attached::OnlyByCopy(error.into())),
+                        PositionError::Sql(_)
+                        | PositionError::Binlog(_)
+                        | PositionError::Unapplied { .. }
+                        | PositionError::Ended { .. } => Err(error.into()),
+                    };
+                }
                 self.say(&format!("replicates from {}", primary.name));
             }
-            Decision::Diverged { .. } => {
+            Rejoin::TakeBack => {
                 let Some((_, server)) = seen.seen.primary() else {
                     return Err(FailbackError::NoPrimary);
                 };
@@ -501,22 +585,28 @@ impl Failback<'_> {
                     }
                 }
             }
-            Decision::Refuse { why, next } => {
-                let refused = FailbackError::Refused {
-                    why: why.to_owned(),
-                    next: next.to_owned(),
-                };
-                if !useless(&seen) {
+            Rejoin::Refused {
+                why,
+                next,
+                copy_helps,
+            } => {
+                let answers = next.is_some();
+                let next = next.unwrap_or_else(|| {
+                    let unit = &settings.database.unit;
+                    format!("systemctl status {unit}, or when it cannot be started: {NEXT}")
+                });
+                let refused = FailbackError::Refused { why, next };
+                if !copy_helps {
                     return Err(refused);
                 }
-                if self.options.rebuild
+                if answers
+                    && self.options.rebuild
                     && let Some((_, server)) = seen.seen.primary()
                 {
                     self.write_down(primary, server);
                 }
                 return Ok(Attached::OnlyByCopy(refused));
             }
-            _ => {}
         }
         Ok(Attached::AsItIs)
     }
@@ -535,20 +625,30 @@ impl Failback<'_> {
         }
     }
 
-    fn preflight(&self, primary: &str) -> Result<(), FailbackError> {
-        let mut seen = look(self.settings, Depth::Nodes)?;
-        let found = preflight::obstacles(self.settings, &mut seen, primary)?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        Err(FailbackError::Obstacles(found))
+    /// Waits for what comes by itself; refuses with what does not. Last what is behind again soonest.
+    fn prepare(&self, primary: &str) -> Result<(), FailbackError> {
+        // After a rejoin, and after this node has ceased to be the primary, its checks need a moment.
+        self.wait("Keepalived here", || {
+            let found = self.obstacles(primary)?;
+            if found.iter().all(Obstacle::passes) {
+                return Ok(found.first().map(ToString::to_string));
+            }
+            Err(FailbackError::Obstacles(found))
+        })?;
+        self.await_files(primary)?;
+        self.catch_up(primary)
+    }
+
+    fn obstacles(&self, primary: &str) -> Result<Vec<Obstacle>, FailbackError> {
+        let mut seen = look(self.settings, Depth::Nodes);
+        Ok(preflight::obstacles(self.settings, &mut seen, primary)?)
     }
 
     /// Everything that the primary has now is applied here within one slice: the freeze will not be long.
     fn catch_up(&self, primary: &str) -> Result<(), FailbackError> {
         let settings = self.settings;
         self.wait(&format!("catching up with {primary}"), || {
-            let mut seen = look(settings, Depth::Databases)?;
+            let mut seen = look(settings, Depth::Databases);
             let Some((_, server)) = seen.seen.primary() else {
                 return Err(FailbackError::NoPrimary);
             };
@@ -582,9 +682,9 @@ impl Failback<'_> {
             };
             let me = &settings.local().name;
             let mine = files.standbys.iter().find(|s| s.name == *me);
-            let small = |s: &observe::StandbyStatus| {
-                s.state == observe::StandbyState::InSync
-                    || (s.state == observe::StandbyState::Behind && s.paths_behind < 100)
+            let small = |s: &StandbyStatus| {
+                s.state == StandbyState::InSync
+                    || (s.state == StandbyState::Behind && s.paths_behind < 100)
             };
             Ok(match mine {
                 Some(standby) if small(standby) => None,
@@ -603,7 +703,7 @@ impl Failback<'_> {
     }
 
     fn link(&self, peer: &str) -> Result<crate::link::Link, FailbackError> {
-        let mut seen = look(self.settings, Depth::Nodes)?;
+        let mut seen = look(self.settings, Depth::Nodes);
         seen.links
             .remove(peer)
             .ok_or_else(|| FailbackError::Refused {
@@ -613,16 +713,13 @@ impl Failback<'_> {
     }
 
     fn switch_over(&self, dry_run: bool) -> Result<Promoted, FailbackError> {
-        let limits = Limits {
-            loss: 0,
-            accept_loss: false,
-            force: false,
-        };
         // It looks for obstacles once more: the waits may have been long.
-        promote(self.settings, limits, dry_run, self.cancel).map_err(|error| match error {
-            PromoteError::Obstacles(found) => FailbackError::Obstacles(found),
-            other => Box::new(other).into(),
-        })
+        promote(self.settings, Intent::Failback, dry_run, self.cancel).map_err(
+            |error| match error {
+                PromoteError::Obstacles(found) => FailbackError::Obstacles(found),
+                other => Box::new(other).into(),
+            },
+        )
     }
 
     /// The roles as they should be, a row written here and read there, and files on their way back.
@@ -632,7 +729,7 @@ impl Failback<'_> {
         let mut missing = String::new();
         let mut written = false;
         while start.elapsed() < VERIFY {
-            let mut seen = look(settings, Depth::Nodes)?;
+            let mut seen = look(settings, Depth::Nodes);
             match self.lacking(&mut seen, former, &mut written) {
                 Ok(None) => {
                     self.say(&format!(
@@ -702,8 +799,12 @@ impl Failback<'_> {
         if !seen.seen.local.database.writable() {
             return Ok(Some("its database is not open".to_owned()));
         }
-        if !seen.seen.local.entitled() {
-            return Ok(Some("the VIP is not here".to_owned()));
+        match seen.seen.local.entitled() {
+            Known::Yes => {}
+            Known::No => return Ok(Some("the VIP is not here".to_owned())),
+            Known::NotKnown => {
+                return Ok(Some("it cannot be told whether the VIP is here".to_owned()));
+            }
         }
         let peer = seen.seen.peers.iter().find(|p| p.name == former);
         let Some(server) = peer.and_then(role::PeerView::server) else {

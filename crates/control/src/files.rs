@@ -5,10 +5,9 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nodefiles::{FileError, receive_lock, recovered};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-
-use crate::lock;
 
 /// Longest time for the last files. Writes are frozen meanwhile, and a queue that takes longer would
 /// cost more than it is worth: what is not sent is kept.
@@ -159,11 +158,7 @@ pub fn unsent(settings: &Settings, node: &str, sealed: &Sealed, epoch: u64) -> O
             format!("nobody knows how many paths of {node} were not sent ({why})")
         }
     };
-    let folder = settings
-        .paths
-        .state
-        .join("recovered")
-        .join(epoch.to_string());
+    let folder = recovered::of_epoch(settings, epoch);
     Some(format!(
         "the switch-over did not wait for files; {what}. They will be in {} on {node} once it follows",
         folder.display()
@@ -182,24 +177,19 @@ pub enum ReceiverError {
         path: PathBuf,
     },
     /// It cannot be told.
-    #[error("{path}: {source}; a receiver of files may still change files here")]
-    Io {
-        /// The lock that receivers hold.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
+    #[error("{0}; a receiver of files may still change files here")]
+    Io(#[from] FileError),
 }
 
 /// Waits until nothing receives files here any more: receivers hold a shared lock, and end when they
 /// read that this node is no standby. The lock is given back at once, for the next that begins must
 /// read the role anyway.
 pub fn await_receivers(settings: &Settings) -> Result<(), ReceiverError> {
-    let path = settings.paths.run.join("receive.lock");
-    match lock::exclusive(&path, RECEIVER_PATIENCE) {
-        Ok(Some(_file)) => Ok(()),
-        Ok(None) => Err(ReceiverError::Stuck { path }),
-        Err(source) => Err(ReceiverError::Io { path, source }),
+    match receive_lock::exclude(settings, RECEIVER_PATIENCE)? {
+        Some(_lock) => Ok(()),
+        None => Err(ReceiverError::Stuck {
+            path: receive_lock::file(settings),
+        }),
     }
 }
 
@@ -313,9 +303,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let settings = crate::testing::settings(directory.path());
         await_receivers(&settings).unwrap();
-        let path = directory.path().join("receive.lock");
-        let receiver = std::fs::File::open(&path).unwrap();
-        rustix::fs::flock(&receiver, rustix::fs::FlockOperation::LockShared).unwrap();
+        let receiver = receive_lock::share(&settings).unwrap().unwrap();
         let error = await_receivers(&settings).unwrap_err();
         assert!(error.to_string().contains("fuser -v"), "{error}");
         drop(receiver);

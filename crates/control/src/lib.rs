@@ -16,10 +16,8 @@ pub mod failback;
 mod fault;
 mod files;
 mod harvest;
-mod journal;
 mod link;
 pub mod links;
-mod lock;
 mod look;
 mod lost_rows;
 pub mod maintenance;
@@ -29,15 +27,22 @@ mod path_error;
 pub mod peer;
 mod preflight;
 pub mod promote;
+#[cfg(test)]
+mod protocol_0;
 mod rebuild;
 mod relay_log;
 mod replicas;
+mod resident;
+mod slave_position;
 mod sql_client;
 mod statements;
+mod step_log;
 mod takeover;
 mod tell;
 #[cfg(test)]
 mod testing;
-mod track;
+mod vip;
+mod window;
+mod wire;
 
 pub use cli::Exit;

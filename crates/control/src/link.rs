@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use observe::SyncStatus;
+use nodefiles::sync_status::SyncStatus;
 use process::{Conversation, ProcessError, Program, Until};
-use role::NodeView;
-use serde::{Deserialize, Serialize};
+use role::alone::Standby;
+use role::{Epoch, NodeView};
 use settings::{Node, Settings};
 
 use crate::files::Sealed;
+use crate::resident::Told;
+use crate::wire::{self, Request, Response, Standing, VersionsApart};
 
 /// A line that is no question and gets no answer: whoever holds the role lock lives.
 pub const STAY: &str = "stay";
@@ -18,72 +20,6 @@ pub const STAY: &str = "stay";
 /// fifths of the freeze: what was frozen is to be open again within all of it.
 pub fn silence(settings: &Settings) -> Duration {
     settings.role.freeze_limit * 2 / 5
-}
-
-/// What a peer may be asked. Nothing else is understood on the other side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "verb", deny_unknown_fields)]
-pub enum Request {
-    /// Tell everything about yourself.
-    Observe {},
-    /// Tell what your sender of files says.
-    Files {},
-    /// Take your role lock and hold it while this conversation lasts.
-    Lock {
-        /// How long to wait for it, in ms.
-        patience_ms: u64,
-    },
-    /// Write down that `to` has the right to write; empty takes it back.
-    Grant {
-        /// A node's name, or empty.
-        to: String,
-    },
-    /// Let your sender of files send its queue, and nothing after it.
-    SealFiles {
-        /// How long it may take, in ms.
-        limit_ms: u64,
-    },
-    /// Let your sender of files go on.
-    UnsealFiles {},
-    /// Make your database unable to write, by SIGKILL when it does not answer.
-    Fence {},
-    /// Leave the VIP to the others (on), or take part again.
-    Standby {
-        /// Which.
-        on: bool,
-    },
-    /// Restart Keepalived.
-    RestartKeepalived {},
-}
-
-/// What a peer answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "answer")]
-pub enum Response {
-    /// Done.
-    Done {},
-    /// Its state.
-    Node {
-        /// The state.
-        node: Box<NodeView>,
-    },
-    /// What its sender of files says; nothing when none runs.
-    Files {
-        /// This.
-        status: Option<Box<SyncStatus>>,
-    },
-    /// What became of its files.
-    Sealed {
-        /// This.
-        files: Sealed,
-    },
-    /// The lock is held by another change.
-    Busy {},
-    /// Not done, and why.
-    Failed {
-        /// For a person.
-        why: String,
-    },
 }
 
 /// Why a peer did not do what it was asked.
@@ -121,6 +57,19 @@ pub enum LinkError {
         /// Its words.
         why: String,
     },
+    /// It does not know the question.
+    #[error(
+        "{peer} does not know `{verb}` as it is asked here; bring both nodes to the same version of keepalived-companion"
+    )]
+    Unsupported {
+        /// The peer.
+        peer: String,
+        /// The verb.
+        verb: String,
+    },
+    /// The two releases are too different for a planned change.
+    #[error(transparent)]
+    Versions(#[from] VersionsApart),
 }
 
 /// ssh towards a peer's forced command. `links` keeps a connection open at the control path; without
@@ -157,7 +106,10 @@ pub fn ssh(settings: &Settings, address: IpAddr) -> Program {
 /// An open conversation.
 #[derive(Debug)]
 pub struct Link {
+    me: String,
     peer: String,
+    /// The version of the conversation that the peer has told; none before it was observed.
+    protocol: Option<u32>,
     conversation: Conversation,
     answer_timeout: Duration,
     silence: Duration,
@@ -180,7 +132,9 @@ impl Link {
                 source,
             })?;
         Ok(Self {
+            me: settings.local().name.clone(),
             peer: peer.name.clone(),
+            protocol: None,
             conversation,
             answer_timeout: settings.role.answer_timeout,
             silence: silence(settings),
@@ -188,12 +142,82 @@ impl Link {
         })
     }
 
+    /// Waits no longer than so for each answer from now on.
+    pub fn answer_within(&mut self, patience: Duration) {
+        self.answer_timeout = patience / 2;
+    }
+
+    /// The peer's own view of itself, and the version of the conversation that it speaks.
+    pub fn observe_with_version(&mut self) -> Result<(NodeView, u32), LinkError> {
+        let node = self.observe()?;
+        Ok((node, self.protocol.unwrap_or_default()))
+    }
+
+    /// The version that the peer has told; none before it was observed.
+    pub fn protocol(&self) -> Option<u32> {
+        self.protocol
+    }
+
+    /// Whether the peer, a primary, shows its pledge, and the epoch that it is of.
+    pub fn pledge(&mut self, window_ms: u64) -> Result<(Told, Option<Epoch>), LinkError> {
+        match self.ask(&Request::Pledge { window_ms }, Duration::ZERO)? {
+            Response::Pledge {
+                shows,
+                position,
+                epoch,
+            } => Ok((
+                Told {
+                    shows: shows.into(),
+                    position,
+                },
+                epoch.map(|(number, primary)| Epoch { number, primary }),
+            )),
+            Response::Failed { why } => Err(self.failed(why)),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Asks the peer, a standby, to give its proof up.
+    pub fn renounce(&mut self, from: &str) -> Result<Standby, LinkError> {
+        let from = from.to_owned();
+        match self.ask(&Request::Renounce { from }, Duration::ZERO)? {
+            Response::Standing { standby } => Ok(match standby {
+                Standing::Renounced => Standby::Renounced,
+                Standing::TakesOver => Standby::TakesOver,
+                Standing::Relies => Standby::Relies,
+            }),
+            Response::Failed { why } => Err(self.failed(why)),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// The peer's own view of itself.
     pub fn observe(&mut self) -> Result<NodeView, LinkError> {
         match self.ask(&Request::Observe {}, Duration::ZERO)? {
-            Response::Node { node } => Ok(*node),
+            Response::Node { node, protocol } => {
+                self.protocol = Some(protocol);
+                Ok((*node).into())
+            }
             other => Err(self.unexpected(&other)),
         }
+    }
+
+    /// Whether a planned change may be carried out together with the peer, by their versions. A failover
+    /// does not ask: what it needs is frozen.
+    pub fn fit_for_planned_change(&mut self) -> Result<(), LinkError> {
+        let there = match self.protocol {
+            Some(protocol) => protocol,
+            None => {
+                self.observe()?;
+                self.protocol.unwrap_or_default()
+            }
+        };
+        Ok(wire::check_versions(
+            &self.me,
+            wire::PROTOCOL,
+            &self.peer,
+            there,
+        )?)
     }
 
     /// What the peer's sender of files says; none when it does not run.
@@ -239,10 +263,7 @@ impl Link {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         match self.ask(&Request::SealFiles { limit_ms }, limit)? {
             Response::Sealed { files } => Ok(files),
-            Response::Failed { why } => Err(LinkError::Failed {
-                peer: self.peer.clone(),
-                why,
-            }),
+            Response::Failed { why } => Err(self.failed(why)),
             other => Err(self.unexpected(&other)),
         }
     }
@@ -274,13 +295,13 @@ impl Link {
             Response::Busy {} => Err(LinkError::Busy {
                 peer: self.peer.clone(),
             }),
-            Response::Failed { why } => Err(LinkError::Failed {
-                peer: self.peer.clone(),
-                why,
-            }),
-            other @ (Response::Node { .. } | Response::Files { .. } | Response::Sealed { .. }) => {
-                Err(self.unexpected(&other))
-            }
+            Response::Failed { why } => Err(self.failed(why)),
+            other @ (Response::Node { .. }
+            | Response::Files { .. }
+            | Response::Sealed { .. }
+            | Response::Pledge { .. }
+            | Response::Standing { .. }
+            | Response::Unsupported { .. }) => Err(self.unexpected(&other)),
         }
     }
 
@@ -295,10 +316,24 @@ impl Link {
                     peer: self.peer.clone(),
                     source,
                 })?;
-        serde_json::from_str(&answer).map_err(|_| LinkError::Answer {
+        match serde_json::from_str(&answer) {
+            Ok(Response::Unsupported { verb }) => Err(LinkError::Unsupported {
+                peer: self.peer.clone(),
+                verb,
+            }),
+            Ok(response) => Ok(response),
+            Err(_) => Err(LinkError::Answer {
+                peer: self.peer.clone(),
+                answer,
+            }),
+        }
+    }
+
+    fn failed(&self, why: String) -> LinkError {
+        LinkError::Failed {
             peer: self.peer.clone(),
-            answer,
-        })
+            why,
+        }
     }
 
     fn unexpected(&self, response: &Response) -> LinkError {

@@ -1,14 +1,20 @@
-//! Keeps an ssh connection open to every peer, so that a role change does not wait for a handshake.
+//! The service that is always there: keeps an ssh connection open to every peer, so that a role change does not
+//! wait for a handshake, and runs the resident program.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
 use settings::{Node, Settings};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::cli::{Common, Exit};
 use crate::link::ssh;
+use crate::resident;
 
 /// Between two tries. A peer that is down costs one SYN each.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -17,10 +23,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[command(
     name = "links",
     version,
-    about = "Keeps an ssh connection open to every peer; a service",
-    after_help = "Started by keepalived-companion-links.service. Without it everything works, and a role\n\
-                  change takes about 0.2 s longer for each ssh handshake.\n\n\
-                  Exit: 2 settings; otherwise it runs until it is stopped"
+    about = "Keeps an ssh connection open to every peer, and decides when a primary may acknowledge alone; a service",
+    after_help = "Started by keepalived-companion-links.service. On the primary it lets commits go when the standby\n\
+                  is gone; on the standby it keeps the proof fresh that nothing is missing there.\n\n\
+                  Exit: 0 stopped, 2 settings"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -30,16 +36,23 @@ struct Arguments {
 /// Entry point of `links`.
 pub fn main() -> Exit {
     let arguments = Arguments::parse();
-    let settings = match arguments.common.settings() {
+    let settings = match arguments.common.settings_in_force() {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    thread::scope(|scope| {
-        for peer in settings.peers() {
-            scope.spawn(|| keep(&settings, peer));
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        if let Err(error) = flag::register(signal, Arc::clone(&ended)) {
+            log::error!("signal {signal}: {error}");
+            return Exit::Undone;
         }
-    });
-    // Only without any peer.
+    }
+    for peer in settings.peers() {
+        let (settings, peer) = (settings.clone(), peer.clone());
+        // They end with the program.
+        thread::spawn(move || keep(&settings, &peer));
+    }
+    resident::run(&settings, &ended);
     Exit::Done
 }
 

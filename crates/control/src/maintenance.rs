@@ -1,7 +1,8 @@
 //! `maintenance on --for 30m` and `off`: stops repairs and automatic changes, expires by itself.
 
 use clap::{Parser, Subcommand};
-use observe::maintenance_file;
+use nodefiles::FileError;
+use nodefiles::maintenance::{self, Maintenance};
 use settings::Settings;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .parse::<u64>()
         .ok()
         .and_then(|n| n.checked_mul(seconds))
-        .filter(|s| (1..=86_400).contains(s))
+        .filter(|s| (1..=maintenance::LONGEST.as_secs()).contains(s))
         .map(Duration::from_secs)
         .ok_or_else(|| format!("`{text}`: expected between 1s and 24h"))
 }
@@ -79,18 +80,17 @@ pub fn main() -> Exit {
             Exit::Done
         }
         Err(error) => {
-            log::error!("{}: {error}", maintenance_file(&settings).display());
+            log::error!("{error}");
             Exit::Undone
         }
     }
 }
 
-fn begin(settings: &Settings, time: Duration) -> std::io::Result<String> {
+fn begin(settings: &Settings, time: Duration) -> Result<String, FileError> {
     let until = jiff::Timestamp::now() + time;
-    let text = serde_json::json!({"until": until.as_second()}).to_string();
-    let temporary = maintenance_file(settings).with_extension("new");
-    std::fs::write(&temporary, text)?;
-    std::fs::rename(&temporary, maintenance_file(settings))?;
+    maintenance::file(settings).replace(&Maintenance {
+        until: until.as_duration().as_secs_f64(),
+    })?;
     let line = format!(
         "maintenance until {until}: no repairs and no automatic role change on this node; fencing stays on, and promote by hand works"
     );
@@ -98,37 +98,33 @@ fn begin(settings: &Settings, time: Duration) -> std::io::Result<String> {
     Ok(line)
 }
 
-fn end(settings: &Settings) -> std::io::Result<String> {
-    match std::fs::remove_file(maintenance_file(settings)) {
-        Ok(()) => {
-            let line = "maintenance is over";
-            tell::alert(settings, "maintenance", Severity::Info, line);
-            Ok(line.to_owned())
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok("maintenance was not on".to_owned())
-        }
-        Err(error) => Err(error),
+fn end(settings: &Settings) -> Result<String, FileError> {
+    if !maintenance::file(settings).remove()? {
+        return Ok("maintenance was not on".to_owned());
     }
+    let line = "maintenance is over";
+    tell::alert(settings, "maintenance", Severity::Info, line);
+    Ok(line.to_owned())
 }
 
-fn status(settings: &Settings) -> std::io::Result<String> {
-    match std::fs::read_to_string(maintenance_file(settings)) {
-        Ok(text) => {
-            let until = serde_json::from_str::<serde_json::Value>(&text)
-                .ok()
-                .and_then(|v| v.get("until")?.as_i64())
-                .and_then(|s| jiff::Timestamp::from_second(s).ok());
-            Ok(match until {
-                Some(until) if until > jiff::Timestamp::now() => format!("on until {until}"),
-                Some(until) => format!("off (expired {until})"),
-                None => "on: the flag is damaged and counts as on; end it with: maintenance off"
-                    .to_owned(),
-            })
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("off".to_owned()),
-        Err(error) => Err(error),
-    }
+fn status(settings: &Settings) -> Result<String, FileError> {
+    let until = match maintenance::file(settings).read() {
+        Ok(None) => return Ok("off".to_owned()),
+        Ok(Some(flag)) => moment(flag.until),
+        Err(FileError::Damaged { .. }) => None,
+        Err(error @ FileError::Io { .. }) => return Err(error),
+    };
+    Ok(match until {
+        Some(until) if until > jiff::Timestamp::now() => format!("on until {until}"),
+        Some(until) => format!("off (expired {until})"),
+        None => "on: the flag is damaged and counts as on; end it with: maintenance off".to_owned(),
+    })
+}
+
+/// Whole seconds since 1970 as a moment; none where there is no such one.
+fn moment(seconds: f64) -> Option<jiff::Timestamp> {
+    let since_1970 = Duration::try_from_secs_f64(seconds.floor()).ok()?;
+    jiff::Timestamp::from_duration(since_1970.try_into().ok()?).ok()
 }
 
 #[cfg(test)]
@@ -141,5 +137,31 @@ mod tests {
         for bad in ["30", "m", "0s", "25h", "-5m", "1d", ""] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_flag_is_told_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = crate::testing::settings(directory.path());
+        let status = || status(&settings).unwrap();
+        assert_eq!(status(), "off");
+        begin(&settings, Duration::from_secs(60)).unwrap();
+        assert!(maintenance::forbids(&settings).is_some());
+        assert!(status().starts_with("on until 2"), "{}", status());
+        let file = directory.path().join("maintenance.json");
+        for (text, told) in [
+            (
+                r#"{"until":1700000000}"#,
+                "off (expired 2023-11-14T22:13:20Z)",
+            ),
+            (r#"{"until":9e99}"#, "damaged"),
+            ("{}", "damaged"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert!(status().contains(told), "{text}: {}", status());
+        }
+        end(&settings).unwrap();
+        assert_eq!(status(), "off");
+        assert_eq!(end(&settings).unwrap(), "maintenance was not on");
     }
 }

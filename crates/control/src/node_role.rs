@@ -2,11 +2,13 @@
 //!
 //! It is rewritten only when it changes, because each rewriting wakes who watches it.
 
-use observe::{Memory, NodeRole, RoleState, role_state, role_state_file, uptime_seconds};
+use nodefiles::memory::Memory;
+use nodefiles::role_state::{self, NodeRole, RoleState};
+use observe::uptime_seconds;
 use role::Database;
 use settings::Settings;
 
-use crate::tell::write_json;
+use crate::tell;
 
 /// A role, and the epoch that it is of.
 type Told = (NodeRole, u64);
@@ -20,13 +22,15 @@ fn role_of(database: &Database, highest_epoch: u64, told: Option<Told>) -> Optio
         Database::Answering(server) => {
             (NodeRole::Standby, highest_epoch.max(server.epoch_number()))
         }
-        Database::Starting | Database::Silent | Database::Down => return None,
+        Database::Starting | Database::Silent | Database::Down | Database::NotKnown => {
+            return None;
+        }
     };
     (told != Some(known)).then_some(known)
 }
 
 fn told(settings: &Settings) -> Option<Told> {
-    role_state(settings).map(|state| (state.role, state.epoch))
+    role_state::read(settings).map(|state| (state.role, state.epoch))
 }
 
 /// Tells this role and epoch.
@@ -35,8 +39,8 @@ pub fn write(settings: &Settings, role: NodeRole, epoch: u64) {
         return;
     }
     log::info!("role.json: {role:?}, epoch {epoch}");
-    write_json(
-        &role_state_file(settings),
+    tell::write(
+        &role_state::file(settings),
         &RoleState {
             role,
             epoch,
@@ -68,15 +72,10 @@ pub fn stand_by(settings: &Settings) {
     write(settings, NodeRole::Standby, highest_epoch(settings));
 }
 
-/// The highest epoch that is known here. A damaged memory must not keep a node from giving way.
+/// The highest epoch that is known here. One that cannot be read must not keep a node from giving way.
 fn highest_epoch(settings: &Settings) -> u64 {
-    match Memory::load(settings) {
-        Ok(memory) => memory.highest_epoch,
-        Err(error) => {
-            log::error!("{error}");
-            told(settings).map_or(0, |(_, epoch)| epoch)
-        }
-    }
+    let told = told(settings).map_or(0, |(_, epoch)| epoch);
+    Memory::load(settings).highest_epoch.max(told)
 }
 
 #[cfg(test)]
@@ -143,7 +142,7 @@ mod tests {
     fn the_file_is_replaced_when_something_changed_and_anybody_may_read_it() {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(directory.path());
-        let file = || std::fs::metadata(role_state_file(&settings)).unwrap();
+        let file = || std::fs::metadata(role_state::file(&settings).path()).unwrap();
         write(&settings, Active, 5);
         let first = file();
         assert_eq!(first.permissions().mode() & 0o777, 0o644);
@@ -159,12 +158,11 @@ mod tests {
     fn a_node_gives_way_although_its_memory_is_damaged() {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(directory.path());
-        let epoch = directory.path().join("highest-epoch");
-        std::fs::write(&epoch, "7").unwrap();
+        nodefiles::epoch::write(&settings, 7).unwrap();
         stand_by(&settings);
         assert_eq!(told(&settings), Some((Standby, 7)));
         write(&settings, Active, 8);
-        std::fs::write(&epoch, "damaged").unwrap();
+        std::fs::write(directory.path().join("epoch.json"), "damaged").unwrap();
         stand_by(&settings);
         assert_eq!(told(&settings), Some((Standby, 8)));
     }

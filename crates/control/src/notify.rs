@@ -1,9 +1,8 @@
 //! Keepalived's notify hook: starts the audit first, then logs and alerts. It decides nothing.
 
-use std::fs;
-
 use alerts::Severity;
 use clap::{Parser, ValueEnum};
+use nodefiles::hook_sequence;
 use settings::Settings;
 
 use crate::cli::{Common, Exit};
@@ -43,7 +42,7 @@ struct Arguments {
 /// Entry point of `notify`.
 pub fn main() -> Exit {
     let arguments = Arguments::parse();
-    let settings = match arguments.common.settings() {
+    let settings = match arguments.common.settings_in_force() {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
@@ -83,11 +82,8 @@ pub fn main() -> Exit {
 
 /// Raises the hooks' number, then starts the unit: one that runs already looks once more.
 pub fn look_again(settings: &Settings) {
-    let path = settings.paths.run.join("hook-sequence");
-    // Two hooks at once write two different texts; the reader only compares.
-    let text = format!("{} {}", observe::uptime_seconds(), std::process::id());
-    if let Err(error) = fs::write(&path, text) {
-        log::error!("{}: {error}", path.display());
+    if let Err(error) = hook_sequence::raise(settings, observe::uptime_seconds()) {
+        log::error!("{error}");
     }
     act::start_audit();
 }

@@ -6,18 +6,27 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use observe::{Memory, MemoryError, NodeRole, SyncStatus};
-use role::{Database, GtidSet};
+use host::Verb;
+use nodefiles::FileError;
+use nodefiles::memory::Memory;
+use nodefiles::role_lock::{LockError, RoleLock};
+use nodefiles::role_state::NodeRole;
+use nodefiles::sync_status::SyncStatus;
+use nodefiles::track;
+use observe::{Session, SqlError, Target};
+use role::{Database, GtidSet, Known};
 use settings::Settings;
 
 use crate::broken_off::{self, Left};
 use crate::cli::{Common, Exit};
-use crate::link::{self, Request, Response};
-use crate::lock::{LockError, RoleLock};
-use crate::{act, failback, files, harvest, node_role, rebuild, tell, track};
+use crate::link;
+use crate::wire::{self, NoRequest, Request, Response, Standing};
+use crate::{act, failback, files, harvest, node_role, rebuild, resident, tell};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
+/// A server that does not answer within this time shows nothing.
+const PLEDGE: Duration = Duration::from_millis(200);
 /// Longest wait for the role lock that a peer may ask for.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,7 +46,7 @@ struct Arguments {
 /// Entry point of `peer`.
 pub fn main() -> Exit {
     let arguments = Arguments::parse();
-    let settings = match arguments.common.settings() {
+    let settings = match arguments.common.settings_in_force() {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
@@ -138,11 +147,17 @@ fn answer_lines(settings: &Settings, state: &mut Conversation) -> Exit {
         if line.trim_ascii() == link::STAY.as_bytes() {
             continue;
         }
-        let Ok(request) = serde_json::from_slice::<Request>(&line) else {
-            log::error!("refused: a question that is not in the list");
-            return Exit::Refused;
+        let response = match Request::read(&line) {
+            Ok(request) => respond(settings, &request, state),
+            Err(NoRequest::Unsupported { verb }) => {
+                log::warn!("not supported here: {verb:?}; nothing was done");
+                Response::Unsupported { verb }
+            }
+            Err(NoRequest::NotAQuestion) => {
+                log::error!("refused: not a question");
+                return Exit::Refused;
+            }
         };
-        let response = respond(settings, &request, state);
         let mut text = serde_json::to_vec(&response).unwrap_or_default();
         text.push(b'\n');
         if output
@@ -170,11 +185,15 @@ struct Conversation {
 }
 
 /// Writes down who may write, and what that makes of this node.
-fn grant(settings: &Settings, to: &str) -> Result<(), MemoryError> {
+fn grant(settings: &Settings, to: &str) -> Result<(), FileError> {
     let to = (!to.is_empty()).then_some(to);
-    let mut memory = Memory::load(settings)?;
+    let mut memory = Memory::load(settings);
     memory.grant(settings, to)?;
     if to.is_some_and(|to| to != settings.local().name) {
+        // From now on another node may have opened.
+        if let Err(error) = nodefiles::alone::file(settings).remove() {
+            log::error!("{error}");
+        }
         node_role::write(settings, NodeRole::Standby, memory.highest_epoch);
     } else {
         node_role::look_again(settings);
@@ -182,11 +201,65 @@ fn grant(settings: &Settings, to: &str) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// A connection of its own each time: the resident program's holds the pledge.
+fn pledge(settings: &Settings, window_ms: u64) -> Result<Response, SqlError> {
+    let mut session = Session::connect(settings, Target::Local, PLEDGE)?;
+    let told = resident::pledge_of(&mut session, &resident::pledge_name(window_ms))?;
+    let epoch = observe::read_epoch(&mut session, settings)?;
+    Ok(Response::Pledge {
+        shows: told.shows.into(),
+        position: told.position,
+        epoch: epoch.map(|epoch| (epoch.number, epoch.primary)),
+    })
+}
+
+/// A standby gives its proof up, but not where it has the VIP: the primary that asks may be on its way out. A
+/// take-over without the VIP, at a person's word, looks at the proof right before it opens and keeps this out
+/// until it has. No role lock is asked for: a switch-over that broke off may hold it for seconds, and needs no
+/// proof.
+fn renounce(settings: &Settings, from: &str) -> Standing {
+    let may_be_primary = || {
+        let (database, _session) = observe::local_database(settings);
+        let vip = observe::vip_present(settings).and(observe::keepalived_running());
+        database.writable() || vip != Known::No
+    };
+    if may_be_primary() {
+        return Standing::TakesOver;
+    }
+    let why = "its primary asked for it, whose commits it did not acknowledge";
+    if !resident::renounce(settings, from, Duration::ZERO, why) {
+        return Standing::Relies;
+    }
+    // It may have opened while the note was waited for.
+    if may_be_primary() {
+        Standing::TakesOver
+    } else {
+        Standing::Renounced
+    }
+}
+
 /// What sync-realtime said a moment ago.
 fn fresh_files(settings: &Settings) -> Option<SyncStatus> {
-    let status = observe::sync_status(settings)?;
+    let status = nodefiles::sync_status::read(settings)?;
     let age = observe::uptime_seconds() - status.at;
     (age <= settings.checks.verdict_age.as_secs_f64()).then_some(status)
+}
+
+fn take_lock(settings: &Settings, patience: Duration, state: &mut Conversation) -> Response {
+    if state.lock.is_some() {
+        return Response::Done {};
+    }
+    match RoleLock::take(settings, patience.min(LONGEST_PATIENCE)) {
+        Ok(taken) => {
+            state.lock = Some(taken);
+            state.left.was_open = state.seen_open;
+            Response::Done {}
+        }
+        Err(LockError::Busy { .. }) => Response::Busy {},
+        Err(error @ LockError::Io { .. }) => Response::Failed {
+            why: error.to_string(),
+        },
+    }
 }
 
 fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> Response {
@@ -199,29 +272,18 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             let (node, _session) = observe::observe_local(settings);
             state.silent = node.database == Database::Silent;
             state.seen_open = node.database.writable();
+            let mut node = node;
+            node.highest_epoch = nodefiles::epoch::read(settings).unwrap_or_default();
             Response::Node {
-                node: Box::new(node),
+                node: Box::new(node.into()),
+                protocol: wire::PROTOCOL,
             }
         }
         Request::Files {} => Response::Files {
             status: fresh_files(settings).map(Box::new),
         },
         Request::Lock { patience_ms } => {
-            if state.lock.is_some() {
-                return Response::Done {};
-            }
-            let patience = Duration::from_millis(*patience_ms).min(LONGEST_PATIENCE);
-            match RoleLock::take(settings, patience) {
-                Ok(taken) => {
-                    state.lock = Some(taken);
-                    state.left.was_open = state.seen_open;
-                    Response::Done {}
-                }
-                Err(LockError::Busy { .. }) => Response::Busy {},
-                Err(error @ LockError::Io { .. }) => Response::Failed {
-                    why: error.to_string(),
-                },
-            }
+            take_lock(settings, Duration::from_millis(*patience_ms), state)
         }
         // Everything that changes this node needs its role lock first.
         Request::Grant { .. }
@@ -273,6 +335,10 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             }
             .map_err(|e| e.to_string());
             if fenced.is_ok() {
+                // The peer may open now, so it is not true any more that nobody else can have opened.
+                if let Err(error) = nodefiles::alone::file(settings).remove() {
+                    log::error!("{error}");
+                }
                 tell::failover_log(settings, "fenced at a peer's word");
             }
             done(fenced)
@@ -280,8 +346,16 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
         Request::Standby { on } => {
             done(track::set_standby(settings, *on).map_err(|e| e.to_string()))
         }
+        Request::Pledge { window_ms } => {
+            pledge(settings, *window_ms).unwrap_or_else(|error| Response::Failed {
+                why: error.to_string(),
+            })
+        }
+        Request::Renounce { from } => Response::Standing {
+            standby: renounce(settings, from),
+        },
         Request::RestartKeepalived {} => {
-            done(act::ask_systemd("restart", "keepalived.service").map_err(|e| e.to_string()))
+            done(act::ask_systemd(Verb::Restart, "keepalived.service").map_err(|e| e.to_string()))
         }
     }
 }
@@ -304,7 +378,7 @@ mod tests {
     }
 
     fn role(settings: &Settings) -> Option<NodeRole> {
-        observe::role_state(settings).map(|state| state.role)
+        nodefiles::role_state::read(settings).map(|state| state.role)
     }
 
     fn grant(to: &str) -> Request {
@@ -356,7 +430,7 @@ mod tests {
         answers: usize,
         words: &'static str,
     ) -> thread::JoinHandle<String> {
-        let listener = UnixListener::bind(observe::sync_socket(settings)).unwrap();
+        let listener = UnixListener::bind(nodefiles::sync_status::socket(settings)).unwrap();
         thread::spawn(move || {
             let mut asked = String::new();
             for _ in 0..answers {

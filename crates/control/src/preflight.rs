@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use observe::{Session, SqlError, SyncState, VrrpState};
+use nodefiles::sync_status::SyncState;
+use observe::{Session, SqlError, VrrpState};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -69,6 +70,19 @@ pub enum Obstacle {
     },
 }
 
+impl Obstacle {
+    /// Whether it goes away by itself within moments, so that it is waited for.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::NoVip { .. } => true,
+            Self::LongTransaction { .. }
+            | Self::LockedTables { .. }
+            | Self::Backup { .. }
+            | Self::FilesHeld { .. } => false,
+        }
+    }
+}
+
 /// One to a line.
 pub fn list(obstacles: &[Obstacle]) -> String {
     let lines: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
@@ -104,7 +118,7 @@ pub fn obstacles(
 }
 
 /// Why Keepalived here would not take the VIP now: the clients would find a closed database until it did.
-pub fn not_ready(settings: &Settings) -> Option<String> {
+fn not_ready(settings: &Settings) -> Option<String> {
     let instance = &settings.cluster.vrrp_instance;
     let Some(vrrp) = observe::vrrp(instance) else {
         log::warn!("Keepalived was not asked for the state of {instance}; it is taken to be ready");

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use alerts::Severity;
 use clap::Parser;
-use observe::{MemoryError, SqlError};
+use nodefiles::role_lock::{LockError, RoleLock};
+use observe::SqlError;
 use role::{
-    Contact, Decision, Limits, Plan, Policy, PromotionKind, Refusal, decide, plan_promotion,
+    Contact, Intent, Known, Limits, Plan, Promotion, PromotionKind, Refusal, plan_promotion,
 };
 use settings::Settings;
 
@@ -14,9 +15,9 @@ use crate::act;
 use crate::cancel::Cancel;
 use crate::cli::{Common, Exit, answer, answer_step};
 use crate::link::LinkError;
-use crate::lock::{LockError, RoleLock};
-use crate::look::{Depth, Look, look};
+use crate::look::{Depth, Look, look, rules};
 use crate::preflight::{self, Obstacle};
+use crate::step_log::StepLog;
 use crate::takeover::{self, TakeoverError, Took};
 use crate::tell;
 
@@ -59,16 +60,15 @@ pub fn main() -> Exit {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    let limits = Limits {
-        loss: settings.role.loss_limit,
-        accept_loss: arguments.accept_loss,
+    let intent = Intent::Promote {
         force: arguments.force,
+        accept_loss: arguments.accept_loss,
     };
     let cancel = match Cancel::on_signals() {
         Ok(cancel) => cancel,
         Err(exit) => return exit,
     };
-    let outcome = promote(&settings, limits, arguments.dry_run, &cancel);
+    let outcome = promote(&settings, intent, arguments.dry_run, &cancel);
     report(&outcome, arguments.json);
     match outcome {
         Ok(_) => Exit::Done,
@@ -96,9 +96,6 @@ pub enum PromoteError {
     /// A peer's lock.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
     /// There is no safe plan.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -127,13 +124,19 @@ impl PromoteError {
         match self {
             Self::Lock(LockError::Busy { .. }) | Self::Link(LinkError::Busy { .. }) => Exit::Locked,
             Self::Link(
-                LinkError::Process { .. } | LinkError::Answer { .. } | LinkError::Failed { .. },
+                LinkError::Process { .. }
+                | LinkError::Answer { .. }
+                | LinkError::Failed { .. }
+                | LinkError::Unsupported { .. },
             )
             | Self::Refused(Refusal::CannotFence { .. } | Refusal::Unmet { .. }) => {
                 Exit::Unreachable
             }
-            Self::Refused(_) | Self::Decided { .. } | Self::Obstacles(_) => Exit::Refused,
-            Self::Lock(LockError::Io { .. }) | Self::Memory(_) | Self::Sql(_) => Exit::Undone,
+            Self::Refused(_)
+            | Self::Decided { .. }
+            | Self::Obstacles(_)
+            | Self::Link(LinkError::Versions(_)) => Exit::Refused,
+            Self::Lock(LockError::Io { .. }) | Self::Sql(_) => Exit::Undone,
             Self::Takeover(error) => match **error {
                 TakeoverError::Undone { .. } => Exit::Undone,
                 TakeoverError::NotUndone { .. } | TakeoverError::Forward { .. } => Exit::Forward,
@@ -145,11 +148,11 @@ impl PromoteError {
 /// Locks, looks, plans and executes, at a person's word.
 pub fn promote(
     settings: &Settings,
-    limits: Limits,
+    intent: Intent,
     dry_run: bool,
     cancel: &Cancel,
 ) -> Result<Promoted, PromoteError> {
-    let outcome = promote_locked(settings, limits, dry_run, cancel);
+    let outcome = promote_locked(settings, intent, dry_run, cancel);
     if let Err(PromoteError::Takeover(_)) = &outcome {
         // The audit was kept out by the lock, and nobody may be open now.
         act::start_audit();
@@ -159,109 +162,31 @@ pub fn promote(
 
 fn promote_locked(
     settings: &Settings,
-    limits: Limits,
+    intent: Intent,
     dry_run: bool,
     cancel: &Cancel,
 ) -> Result<Promoted, PromoteError> {
     let _lock = (!dry_run)
         .then(|| RoleLock::take(settings, LOCK_PATIENCE))
         .transpose()?;
-    let mut seen = look(settings, Depth::Nodes)?;
-    let policy = Policy {
-        promote_unmet_after_boot: limits.force || settings.role.promote_unmet_after_boot,
-        // A person's word counts more than the person's flag.
-        maintenance: false,
-    };
-    // A person's wish replaces the VIP: ask the table what an entitled node would do.
-    let mut wish = seen.seen.clone();
-    wish.local.vip = true;
-    wish.local.keepalived = true;
-    let kind = match decide(&wish, policy) {
-        Decision::Promote(_) => PromotionKind::TakeOver,
-        Decision::SwitchOver { from } => PromotionKind::SwitchOver { from },
-        Decision::Stay(_)
-        | Decision::ClaimEpoch
-        | Decision::ForgetChannel
-        | Decision::SemiSync(_)
-            if wish.local.database.writable() =>
-        {
-            return Ok(Promoted::Already);
-        }
-        Decision::Refuse { why, next } => {
-            // A living primary that holds the VIP is exactly what a person's switch-over starts from; with
-            // --force, too: to take over from it would lose what it has acknowledged and not sent yet.
-            match seen
-                .seen
-                .peers
-                .iter()
-                .find(|p| p.writable() && p.entitled() == Some(true))
-            {
-                Some(primary) => PromotionKind::SwitchOver {
-                    from: primary.name.clone(),
-                },
-                None if limits.force || limits.accept_loss => PromotionKind::TakeOver,
-                None => {
-                    return Err(PromoteError::Decided {
-                        why: why.to_owned(),
-                        next: next.to_owned(),
-                    });
-                }
-            }
-        }
-        other => return Err(not_now(&other)),
+    let mut seen = look(settings, Depth::Nodes);
+    let limits = intent.limits(rules(settings));
+    let kind = match role::promotion(intent, &seen.seen, rules(settings)) {
+        Promotion::Already => return Ok(Promoted::Already),
+        Promotion::By(kind) => kind,
+        Promotion::Declined { why, next } => return Err(PromoteError::Decided { why, next }),
     };
     if let PromotionKind::SwitchOver { from } = &kind {
         // The audit does not ask: there the VIP has moved already, and waiting helps nobody.
+        if let Some(link) = seen.links.get_mut(from) {
+            link.fit_for_planned_change()?;
+        }
         let found = preflight::obstacles(settings, &mut seen, from)?;
-        if !found.is_empty() && !limits.force {
+        if !found.is_empty() && !limits.unfenced {
             return Err(PromoteError::Obstacles(found));
         }
     }
     carry_out(settings, &mut seen, kind, limits, dry_run, cancel)
-}
-
-fn not_now(decision: &Decision) -> PromoteError {
-    let (why, next) = match decision {
-        Decision::Wait(why) | Decision::Stay(why) | Decision::GiveUpVip(why) => {
-            ((*why).to_owned(), "nothing was changed")
-        }
-        Decision::CatchUp { from } => (
-            format!("{from} has newer data and is read-only"),
-            "run promote there, or wait until the audit here has caught up",
-        ),
-        Decision::Fence { why, .. } => ((*why).to_owned(), "the audit fences this node"),
-        Decision::FenceAll { .. } => (
-            "two primaries at the same epoch".to_owned(),
-            "the audit fences both",
-        ),
-        Decision::FencePeers { .. } => (
-            "a peer writes at a lower epoch".to_owned(),
-            "the audit fences it",
-        ),
-        Decision::KillLocal => (
-            "the local database does not answer".to_owned(),
-            "systemctl status mariadb",
-        ),
-        Decision::RemoveAddress => (
-            "the VIP is here without Keepalived".to_owned(),
-            "systemctl start keepalived",
-        ),
-        Decision::Attach { to } => (format!("{to} is the primary"), "nothing was changed"),
-        Decision::Diverged { from } => (
-            format!("this node has transactions that {from} never had"),
-            "failback --rejoin-only",
-        ),
-        Decision::Refuse { why, next } => ((*why).to_owned(), *next),
-        Decision::Promote(_)
-        | Decision::SwitchOver { .. }
-        | Decision::ClaimEpoch
-        | Decision::ForgetChannel
-        | Decision::SemiSync(_) => ("nothing to do".to_owned(), "nothing was changed"),
-    };
-    PromoteError::Decided {
-        why,
-        next: next.to_owned(),
-    }
 }
 
 /// Plans from what was seen, takes the peers' locks, and executes. The local lock is held.
@@ -283,7 +208,9 @@ pub fn carry_out(
         }
         match seen.links.get_mut(&peer.name) {
             Some(link) => link.lock(Duration::from_secs(2))?,
-            None if limits.force => {
+            // A proof stands in for its lock and its fence.
+            None if plan.unfenced.contains(&peer.name) => {}
+            None if limits.unfenced => {
                 log::warn!("{}: its role lock was not taken (--force)", peer.name);
             }
             None => {
@@ -294,10 +221,26 @@ pub fn carry_out(
             }
         }
     }
-    let took = takeover::execute(settings, seen, &plan, limits.accept_loss, cancel)?;
+    let begun = match &plan.kind {
+        PromotionKind::TakeOver => "taking over".to_owned(),
+        PromotionKind::SwitchOver { from } => format!("switch-over from {from}"),
+    };
+    let mut steps = StepLog::begin(settings, &begun);
+    let took = takeover::execute(
+        settings,
+        seen,
+        &plan,
+        limits.accept_loss,
+        cancel,
+        &mut steps,
+    )
+    .inspect_err(|error| steps.say(&error.to_string()))?;
     // A switch-over has fetched the VIP.
-    let entitled = observe::vip_present(settings) && observe::keepalived_running();
-    takeover::mark_entitled(settings, entitled);
+    match observe::vip_present(settings).and(observe::keepalived_running()) {
+        // The audit marks it as soon as it can be told.
+        Known::NotKnown => {}
+        entitled => takeover::mark_entitled(settings, entitled == Known::Yes),
+    }
     let how = match &plan.kind {
         PromotionKind::TakeOver => "took over".to_owned(),
         PromotionKind::SwitchOver { from } => format!("took over from {from} in a switch-over"),
@@ -312,15 +255,12 @@ pub fn carry_out(
     } else {
         String::new()
     };
-    tell::alert(
-        settings,
-        "promoted",
-        Severity::Warning,
-        &format!(
-            "{} {how} and is the primary of epoch {epoch} after {took}{loss}",
-            plan.target
-        ),
+    let text = format!(
+        "{} {how} and is the primary of epoch {epoch} after {took}{loss}",
+        plan.target
     );
+    steps.say(&text);
+    tell::alert(settings, "promoted", Severity::Warning, &text);
     Ok(Promoted::Done(plan, took))
 }
 

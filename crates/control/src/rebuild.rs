@@ -10,16 +10,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use observe::{MemoryError, Session, SqlError, Target};
+use nodefiles::role_lock::{LockError, RoleLock};
+use nodefiles::{FileError, Lock, Sharing, Wait};
+use observe::{Session, SqlError, Target};
 use process::{ProcessError, Program};
 use role::GtidSet;
 use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
 use settings::{Node, Settings};
 
-use crate::act;
 use crate::cancel::Cancel;
 use crate::link::{LinkError, ssh};
-use crate::lock::{LockError, RoleLock, exclusive};
 use crate::look::{Depth, look};
 use crate::path_error::{PathError, at};
 use crate::sql_client::{Credentials, CredentialsError};
@@ -59,6 +59,9 @@ pub enum RebuildError {
     /// A file.
     #[error(transparent)]
     File(#[from] PathError),
+    /// Its lock cannot be taken.
+    #[error(transparent)]
+    LockFile(#[from] FileError),
     /// The primary or the local server.
     #[error(transparent)]
     Sql(#[from] SqlError),
@@ -106,9 +109,6 @@ pub enum RebuildError {
         "{0} is not the same primary any more as when the copy was begun, or this node is writable; the copy was thrown away and the data are as they were"
     )]
     Changed(String),
-    /// The memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
     /// Parts of the server's data are elsewhere.
     #[error(
         "{what} of the server is {found}; a rebuild replaces {data} only, so it is done by hand"
@@ -227,8 +227,7 @@ pub fn rebuild(
     say: &dyn Fn(&str),
 ) -> Result<PathBuf, RebuildError> {
     let lock = settings.paths.run.join("rebuild.lock");
-    let _lock = exclusive(&lock, Duration::ZERO)
-        .map_err(at(&lock))?
+    let _lock = Lock::take(&lock, Sharing::Exclusive, Wait::AtMost(Duration::ZERO))?
         .ok_or(RebuildError::Busy(lock))?;
     let place = Place::of(settings);
     check_place(settings, &place)?;
@@ -257,7 +256,7 @@ pub fn rebuild(
         .and_then(|part| Ok(rustix::fs::syncfs(part)?))
         .map_err(at(&place.part))?;
     let lock = RoleLock::take(settings, LOCK_PATIENCE)?;
-    if cancel.asked() || !is_still_right(settings, primary, epoch, &history)? {
+    if cancel.asked() || !is_still_right(settings, primary, epoch, &history) {
         clear(&place.part)?;
         return Err(if cancel.asked() {
             RebuildError::Cancelled
@@ -271,19 +270,14 @@ pub fn rebuild(
 }
 
 /// The copy may have taken hours: the primary must be the same, and have all that is in the copy.
-fn is_still_right(
-    settings: &Settings,
-    primary: &Node,
-    epoch: u64,
-    history: &History,
-) -> Result<bool, MemoryError> {
-    let seen = look(settings, Depth::Nodes)?.seen;
+fn is_still_right(settings: &Settings, primary: &Node, epoch: u64, history: &History) -> bool {
+    let seen = look(settings, Depth::Nodes).seen;
     let same = seen.primary().is_some_and(|(peer, server)| {
         peer.name == primary.name
             && server.epoch_number() == epoch
             && server.history().contains(&history.whole())
     });
-    Ok(same && epoch >= seen.highest_epoch && !seen.local.database.writable())
+    same && epoch >= seen.highest_epoch && !seen.local.database.writable()
 }
 
 fn check_place(settings: &Settings, place: &Place) -> Result<(), RebuildError> {
@@ -582,7 +576,7 @@ fn exchange(place: &Place, other: &Path) -> Result<(), PathError> {
 }
 
 fn systemctl(verb: &str, unit: &str) -> Result<(), RebuildError> {
-    Ok(act::systemctl(&[verb, unit], SERVER)?)
+    Ok(host::act::systemctl(&[verb, unit], SERVER)?)
 }
 
 #[cfg(test)]

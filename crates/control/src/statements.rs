@@ -2,9 +2,31 @@
 
 use std::time::{Duration, Instant};
 
+pub use observe::quote;
 use observe::{Session, SqlError};
-use role::GtidSet;
+use role::{Channel, GtidSet, Server};
 use settings::{Node, Settings};
+
+use crate::slave_position::{self, NOT_IN_BINLOGS, PositionError};
+
+/// Between two tries of what ended at an error, in seconds; each tick of the audit is one of them.
+const AGAIN: f64 = 30.0;
+const TICK: f64 = 2.0;
+
+/// A primary that was away, or had no connection left: the client's error numbers of 2002 and on, and the server's.
+const PASSES: [u32; 10] = [1040, 1129, 1158, 1159, 1160, 1161, 2002, 2003, 2006, 2013];
+
+/// Whether an error 1236 cannot pass: what is needed is not there. The others are a packet that was too large, or a binlog
+/// that could not be read for once. The words are those of MariaDB 10.11.
+fn is_final(error: &str) -> bool {
+    [
+        "Could not find GTID state",
+        "not in the master's binlog",
+        "purged",
+    ]
+    .iter()
+    .any(|words| error.contains(words))
+}
 
 /// Makes the server read-only and reads it back.
 pub fn close(session: &mut Session) -> Result<(), SqlError> {
@@ -73,9 +95,11 @@ pub fn commits_waiting(session: &mut Session) -> Result<u32, SqlError> {
 
 /// Switches semi-synchronous replication; its status follows at the next commit.
 pub fn set_semi_sync(session: &mut Session, settings: &Settings, on: bool) -> Result<(), SqlError> {
-    let timeout = settings.database.semi_sync_timeout.as_millis();
+    let timeout = settings.database.semi_sync_last_resort.as_millis();
+    // Without `wait_no_slave` a commit would not wait at all while no replica is connected.
     session.execute(&format!(
-        "SET GLOBAL rpl_semi_sync_master_timeout = {timeout}, GLOBAL rpl_semi_sync_master_enabled = {}",
+        "SET GLOBAL rpl_semi_sync_master_timeout = {timeout}, GLOBAL rpl_semi_sync_master_wait_no_slave = 1, \
+         GLOBAL rpl_semi_sync_master_enabled = {}",
         u8::from(on)
     ))
 }
@@ -180,24 +204,67 @@ pub fn stable_position(
 /// Lets the server replicate from `primary` again. Its own binlog must be contained in the
 /// primary's. A channel that fits is started and not made anew: RESET SLAVE would delete a relay log
 /// that may hold the only second copy of what clients were told is safe.
-pub fn attach(session: &mut Session, settings: &Settings, primary: &Node) -> Result<(), SqlError> {
+pub fn attach(
+    session: &mut Session,
+    settings: &Settings,
+    primary: &Node,
+) -> Result<(), PositionError> {
     if finish_flashback(session, settings)? {
-        return demote(session, settings, primary);
+        return Ok(demote(session, settings, primary)?);
     }
+    slave_position::after_crash(session, settings)?;
     let server = observe::observe_server(session, settings)?;
     if let [channel] = server.channels.as_slice()
         && channel.source == primary.private.to_string()
         && channel.follows_slave_pos
-        && channel.io_errno == 0
     {
+        if channel.io_errno != 0 && !PASSES.contains(&channel.io_errno) {
+            return receive_again(session, &server, channel, primary);
+        }
         set_semi_sync(session, settings, false)?;
-        return session.execute(if channel.sql_running {
+        return Ok(session.execute(if channel.sql_running {
             "START SLAVE IO_THREAD"
         } else {
             "START SLAVE"
+        })?);
+    }
+    Ok(demote(session, settings, primary)?)
+}
+
+/// A channel whose receiving ended at an error. It is not made anew: that would delete what was received, and the error
+/// would come again.
+fn receive_again(
+    session: &mut Session,
+    server: &Server,
+    channel: &Channel,
+    primary: &Node,
+) -> Result<(), PositionError> {
+    let (primary, errno) = (primary.name.clone(), channel.io_errno);
+    if server.unapplied() {
+        let next = if channel.sql_running {
+            "it is being applied"
+        } else {
+            // With both threads stopped a START SLAVE deletes the relay log.
+            "copy the relay logs away first; then START SLAVE fetches what is left from the primary"
+        };
+        return Err(PositionError::Unapplied {
+            primary,
+            errno,
+            next,
         });
     }
-    demote(session, settings, primary)
+    if errno == NOT_IN_BINLOGS
+        && observe::last_io_errors(session)?
+            .iter()
+            .any(|e| is_final(e))
+    {
+        return Err(PositionError::OnlyByCopy { primary });
+    }
+    if observe::uptime_seconds() % AGAIN < TICK {
+        // Nothing that was received is lost by it: all of it is applied.
+        session.execute("START SLAVE")?;
+    }
+    Err(PositionError::Ended { primary, errno })
 }
 
 /// Makes the server a new replica of `primary`.
@@ -283,19 +350,4 @@ pub fn finish_flashback(session: &mut Session, settings: &Settings) -> Result<bo
         settings.database.schema
     ))?;
     Ok(true)
-}
-
-/// An SQL string literal.
-pub fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_literal_cannot_end_early() {
-        assert_eq!(quote(r"a'b\"), r"'a\'b\\'");
-    }
 }

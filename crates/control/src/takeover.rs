@@ -7,7 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use alerts::Severity;
-use observe::{MemoryError, NodeRole, Session, SqlError, Target};
+use nodefiles::alone::{self, Alone};
+use nodefiles::journal::{Journal, JournalError};
+use nodefiles::role_state::NodeRole;
+use nodefiles::track;
+use observe::{Session, SqlError, Target};
 use role::{Contact, GtidSet, Plan, PromotionKind, Step};
 use settings::{Node, Settings};
 
@@ -15,10 +19,10 @@ use crate::act::ActError;
 use crate::cancel::Cancel;
 use crate::files::{self, Sealed};
 use crate::harvest;
-use crate::journal::{Journal, JournalError};
 use crate::link::{Link, LinkError};
-use crate::look::Look;
-use crate::{link, node_role, statements, tell, track};
+use crate::look::{self, Look};
+use crate::step_log::StepLog;
+use crate::{link, node_role, resident, statements, tell, vip};
 
 /// VRRP moves the VIP within its skew time, a fraction of a second, once the old node leaves it.
 const VIP_PATIENCE: Duration = Duration::from_secs(3);
@@ -51,9 +55,9 @@ pub enum StepError {
     /// The end of the old primary's binlog cannot be had, and it did not wait for its replica.
     #[error("{0}; acknowledged writes may be in it: repair, or promote --accept-loss")]
     Harvest(#[from] harvest::HarvestError),
-    /// The memory cannot be written.
+    /// A file of this node cannot be read or locked.
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    File(#[from] nodefiles::FileError),
     /// No connection that the step needs.
     #[error("no connection to {node}'s {what}")]
     NoConnection {
@@ -79,6 +83,20 @@ pub enum StepError {
     /// A person's Ctrl-C.
     #[error("stopped by a signal")]
     Cancelled,
+    /// The proof that nothing is missing here has become too old.
+    #[error(
+        "the proof that this node has everything of {peer} has become too old{}: {peer} may acknowledge alone by now; bring it back, or accept the loss: promote --accept-loss",
+        age.map_or_else(String::new, |age| format!(" ({age:.1?})"))
+    )]
+    ProofExpired {
+        /// The peer.
+        peer: String,
+        /// The proof's age; none when it is gone.
+        age: Option<Duration>,
+    },
+    /// The receiving thread does not end.
+    #[error("the receiving thread still runs after it was ended")]
+    StillReceiving,
     /// A peer that was silent answers: it may be open.
     #[error("{peer} answers again, so it is looked at anew")]
     PeerIsBack {
@@ -165,22 +183,34 @@ struct Execution<'a> {
     /// The peers that were silent are asked once more while the first steps run: a short cut ends, a dead
     /// host stays silent.
     asked_again: Vec<(String, JoinHandle<bool>)>,
+    /// Peers that are passed for a proof: the opening is safe only while it holds.
+    rests_on: Vec<String>,
     opened: bool,
     /// What went wrong without ending the plan: event and text. Alerted once the database is open,
     /// because to queue an alert takes time, and a plan that is undone loses nothing.
     warnings: Vec<(&'static str, String)>,
 }
 
-/// Carries out the plan. The role locks of all nodes concerned are held by the caller.
+/// Carries out the plan, and says each step. The role locks of all nodes concerned are held by the caller.
 pub fn execute(
     settings: &Settings,
     look: &mut Look,
     plan: &Plan,
     accept_loss: bool,
     cancel: &Cancel,
+    steps: &mut StepLog,
 ) -> Result<Took, Box<TakeoverError>> {
     let start = Instant::now();
     let asked_again = ask_silent_again(settings, look);
+    let silent = |peer: &&role::PeerView| {
+        matches!(peer.contact, Contact::Silent | Contact::HostUp) && peer.proof.is_some()
+    };
+    let rests_on = if plan.rests_on_proof {
+        let peers = look.seen.peers.iter().filter(silent);
+        peers.map(|peer| peer.name.clone()).collect()
+    } else {
+        Vec::new()
+    };
     let mut execution = Execution {
         settings,
         look,
@@ -191,6 +221,7 @@ pub fn execute(
         frozen_for: None,
         stopping: None,
         asked_again,
+        rests_on,
         opened: false,
         warnings: Vec::new(),
     };
@@ -216,11 +247,9 @@ pub fn execute(
         crate::fault::point(settings, step, "after");
         match outcome {
             Ok(()) => {
-                log::info!(
-                    "{step}: done in {:.0?}, {:.0?} since the start",
-                    step_start.elapsed(),
-                    start.elapsed()
-                );
+                let took = format!("{step}: done in {:.0?}", step_start.elapsed());
+                log::info!("{took}, {:.0?} since the start", start.elapsed());
+                steps.say(&took);
                 if let Err(error) = journal.done(step) {
                     // The state on the servers is the truth; the journal tells a person.
                     log::error!("{error}");
@@ -229,6 +258,7 @@ pub fn execute(
             }
             Err(why) => {
                 log::error!("{step}: {why}");
+                steps.say(&format!("{step}: {why}"));
                 if let Err(error) = journal.failed(step, &why) {
                     log::error!("{error}");
                 }
@@ -312,6 +342,7 @@ impl Execution<'_> {
 
     fn run(&mut self, step: &Step) -> Result<(), StepError> {
         match step {
+            Step::StopReceivingFrom { .. } => self.stop_receiving_rows(),
             Step::FencePeer { peer } => self.fence_peer(peer),
             Step::FreezePeer { peer } => self.freeze(peer),
             Step::SealFiles { peer } => self.seal_files(peer),
@@ -334,10 +365,20 @@ impl Execution<'_> {
             Step::Open => self.open(),
             Step::ClaimEpoch { epoch } => {
                 let settings = self.settings;
-                statements::claim_epoch(self.local()?, settings, *epoch)?;
+                if self.plan.bound {
+                    // It waits for a replica, or until the resident program lets it go.
+                    let patience = crate::window::window(settings).length + SLICE * 5;
+                    let mut patient = self.patient_session(patience)?;
+                    statements::claim_epoch(&mut patient, settings, *epoch)?;
+                } else {
+                    statements::claim_epoch(self.local()?, settings, *epoch)?;
+                }
                 self.frozen_for = self.freeze_began.map(|began| began.elapsed());
                 // From now on a copy that does not know this epoch is old.
-                self.look.memory.saw_epoch(settings, *epoch)?;
+                if let Err(error) = self.look.memory.saw_epoch(settings, *epoch) {
+                    // It is in the database.
+                    self.warn("files-unusable", error.to_string());
+                }
                 node_role::write(settings, NodeRole::Active, *epoch);
                 Ok(())
             }
@@ -360,7 +401,8 @@ impl Execution<'_> {
                 .freeze_limit
                 .saturating_sub(spent + link::silence(self.settings)),
             Step::Drain | Step::Harvest { .. } => role.drain_timeout.max(HARVEST) + STEP,
-            Step::FencePeer { .. }
+            Step::StopReceivingFrom { .. }
+            | Step::FencePeer { .. }
             | Step::StopReplication
             | Step::StopReceiving
             | Step::TakeBackGrant
@@ -373,6 +415,28 @@ impl Execution<'_> {
         for link in self.look.links.values() {
             link.hold(limit);
         }
+    }
+
+    /// Nothing more is received from a host that cannot be fenced: what it commits from now on waits for this
+    /// node, and nobody is told that it is safe. The thread is ended, and gone, before it is stopped: towards a
+    /// host that hangs STOP SLAVE of a running one takes two seconds.
+    fn stop_receiving_rows(&mut self) -> Result<(), StepError> {
+        let settings = self.settings;
+        let mut session = self.patient_session(SLICE * 3)?;
+        end_receivers(&mut session)?;
+        let start = Instant::now();
+        while !receivers(&mut session)?.is_empty() {
+            if start.elapsed() > SLICE {
+                return Err(StepError::StillReceiving);
+            }
+            // The interval between two looks at the process list.
+            thread::sleep(Duration::from_millis(5));
+        }
+        session.execute("STOP ALL SLAVES IO_THREAD")?;
+        if observe::observe_server(&mut session, settings)?.follows() {
+            return Err(StepError::StillReceiving);
+        }
+        Ok(())
     }
 
     fn fence_peer(&mut self, peer: &str) -> Result<(), StepError> {
@@ -513,15 +577,16 @@ impl Execution<'_> {
         let Err(error) = harvest::harvest(settings, node, &after) else {
             return Ok(());
         };
-        let waited_for_us = self
-            .look
-            .seen
-            .peers
-            .iter()
-            .filter(|view| view.name == peer)
-            .filter_map(|view| view.last_primary.as_ref())
-            .any(|last| last.semi_sync);
-        if waited_for_us || self.accept_loss {
+        let views = self.look.seen.peers.iter();
+        let view = views.into_iter().find(|view| view.name == peer);
+        if view.is_some_and(role::PeerView::nothing_is_missing) && !self.accept_loss {
+            // Looked at once more before the opening.
+            self.rests_on
+                .extend(view.and_then(|view| view.proof.map(|_| view.name.clone())));
+            log::warn!("the end of {peer}'s binlog is left there: {error}");
+            return Ok(());
+        }
+        if self.accept_loss {
             log::warn!("the end of {peer}'s binlog is left there: {error}");
             return Ok(());
         }
@@ -540,13 +605,7 @@ impl Execution<'_> {
             let mut session = Session::connect(&settings, Target::Local, Duration::from_secs(30))?;
             if host_gone {
                 // Towards a host that is gone the thread hangs in a connect for two seconds.
-                let receivers: Vec<u64> = session.rows(
-                    "SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'",
-                )?;
-                for id in receivers {
-                    // Gone already is as good.
-                    let _ = session.execute(&format!("KILL CONNECTION {id}"));
-                }
+                end_receivers(&mut session)?;
             }
             session.execute("STOP ALL SLAVES")
         }));
@@ -576,8 +635,62 @@ impl Execution<'_> {
         }
         // Of a switch-over that broke off: a lock on all tables that nobody will release.
         statements::end_remote_tools(self.local()?, settings)?;
+        let bound = self.plan.bound;
+        statements::set_semi_sync(self.local()?, settings, bound)?;
+        if !bound {
+            // From now on commits are acknowledged here alone, until a replica is pledged to.
+            let note = Alone {
+                since: resident::wall_clock(Duration::ZERO),
+                epoch: self.plan.epoch(),
+            };
+            if let Err(error) = alone::file(settings).replace(&note) {
+                log::error!("{error}");
+            }
+        }
+        // Until it is open nobody here gives the proof up.
+        let kept = nodefiles::proof::keep(settings)?;
+        if kept.is_none() && !self.rests_on.is_empty() {
+            return Err(StepError::TooLate {
+                what: "keeping the proof while it is rested on",
+                limit: nodefiles::proof::PATIENCE,
+            });
+        }
+        self.look_at_proofs()?;
         self.opened = true;
         statements::open(self.local()?)?;
+        drop(kept);
+        // What this node lacked, or was shown, belongs to the history before.
+        if let Err(error) = nodefiles::proof::forget(settings) {
+            log::error!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Right before the opening: the steps before may have been long. A drain may take longer than any proof
+    /// holds. What was silent when it began with a proof, and is silent still, has not gone on alone: it would
+    /// have had to see this node without the VIP, or cut off from the witness.
+    fn look_at_proofs(&self) -> Result<(), StepError> {
+        let settings = self.settings;
+        let known = nodefiles::proof::known(settings, &resident::now());
+        for peer in &self.rests_on {
+            let proof = known.proofs.get(peer);
+            let silent = || {
+                let views = &self.look.seen.peers;
+                views
+                    .iter()
+                    .any(|view| view.name == *peer && view.contact == Contact::Silent)
+                    && node(settings, peer).is_some_and(|node| {
+                        observe::reachable(settings, node, settings.peer.port).is_none()
+                    })
+                    && look::witness(settings) != Some(false)
+            };
+            if !(proof.is_some_and(role::Proof::holds) || known.stale_since.is_none() && silent()) {
+                return Err(StepError::ProofExpired {
+                    peer: peer.clone(),
+                    age: proof.map(|proof| proof.age),
+                });
+            }
+        }
         Ok(())
     }
 
@@ -598,7 +711,7 @@ impl Execution<'_> {
     /// bring the two together.
     fn fetch_vip(&mut self, peer: &str) -> Result<(), StepError> {
         self.link(peer)?.standby(true)?;
-        if track::await_vip(self.settings, true, TRACK_FILE_PATIENCE) {
+        if vip::await_presence(self.settings, true, TRACK_FILE_PATIENCE) {
             return Ok(());
         }
         let instance = &self.settings.cluster.vrrp_instance;
@@ -611,7 +724,7 @@ impl Execution<'_> {
         }
         log::info!("{peer} keeps the VIP: its Keepalived is restarted");
         self.link(peer)?.restart_keepalived()?;
-        if !track::await_vip(self.settings, true, VIP_PATIENCE) {
+        if !vip::await_presence(self.settings, true, VIP_PATIENCE) {
             let text = format!(
                 "the VIP has not come here within {VIP_PATIENCE:?}; see systemctl status keepalived on both nodes"
             );
@@ -660,7 +773,9 @@ impl Execution<'_> {
             let epoch = self.look.memory.highest_epoch;
             node_role::write(self.settings, NodeRole::Standby, epoch);
         }
-        if done.contains(&&Step::StopReplication) {
+        let stopped =
+            |step: &&Step| matches!(step, Step::StopReplication | Step::StopReceivingFrom { .. });
+        if done.iter().any(stopped) {
             if let Some(stopping) = self.stopping.take()
                 && let Ok(stopped) = stopping.join()
             {
@@ -691,11 +806,15 @@ impl Execution<'_> {
                     }
                 }
                 Step::FreezePeer { peer } => {
+                    let settings = self.settings;
                     let session = self.session(peer)?;
                     session.execute("UNLOCK TABLES")?;
+                    // Its replica saw it closed, and may rely on that.
+                    statements::set_semi_sync(session, settings, true)?;
                     statements::open(session)?;
                 }
-                Step::FencePeer { .. }
+                Step::StopReceivingFrom { .. }
+                | Step::FencePeer { .. }
                 | Step::CatchUp { .. }
                 | Step::Drain
                 | Step::Harvest { .. }
@@ -763,6 +882,18 @@ fn reach<'a>(
             node: peer.to_owned(),
             what,
         })
+}
+
+fn receivers(session: &mut Session) -> Result<Vec<u64>, SqlError> {
+    session.rows("SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND = 'Slave_IO'")
+}
+
+fn end_receivers(session: &mut Session) -> Result<(), SqlError> {
+    for id in receivers(session)? {
+        // Gone already is as good.
+        let _ = session.execute(&format!("KILL CONNECTION {id}"));
+    }
+    Ok(())
 }
 
 fn ask_silent_again(settings: &Settings, look: &Look) -> Vec<(String, JoinHandle<bool>)> {

@@ -1,18 +1,38 @@
 //! What others are told: the failover log, alerts, and the verdicts that checks read.
 
-use std::fs;
 use std::path::Path;
 
 use alerts::Severity;
+use nodefiles::cause::{self, Cause, Topic};
+use nodefiles::fitness::{self, OwnVerdict};
+use nodefiles::peers::{self, PeerVerdict, PeerVerdicts};
+use nodefiles::writable::{self, Place};
+use nodefiles::{Durability, JsonFile, replace_json};
 use observe::{boot_id, uptime_seconds};
-use role::{Fitness, Observation};
-use serde::{Deserialize, Serialize};
+use role::Observation;
+use serde::Serialize;
 use settings::Settings;
-use statefile::{Durability, replace_json};
 
-/// A line in the failover log, in the original's form.
+use crate::resident;
+
+/// A line in the failover log, in the original's form. Where the disk of the logs may hang it is in the journal alone:
+/// who changes roles must not be held.
 pub fn failover_log(settings: &Settings, text: &str) {
-    alerts::log_line(&settings.paths.failover_log, text);
+    log_line(settings, &settings.paths.failover_log, text);
+}
+
+/// The same in another log.
+pub fn log_line(settings: &Settings, path: &Path, text: &str) {
+    if logs_may_hang(settings) {
+        log::info!("{text}");
+    } else {
+        alerts::log_line(path, text);
+    }
+}
+
+/// Whether who writes to a log may be held for ever.
+pub fn logs_may_hang(settings: &Settings) -> bool {
+    writable::may_hang(settings, Place::Logs, &resident::now())
 }
 
 /// An alert and a line in the failover log.
@@ -21,95 +41,64 @@ pub fn alert(settings: &Settings, event: &str, severity: Severity, text: &str) {
     alerts::raise(settings, event, severity, text);
 }
 
-#[derive(Serialize)]
-struct FitnessFile<'a> {
-    at: f64,
-    boot_id: String,
-    fitness: &'a Fitness,
-}
-
-#[derive(Serialize)]
-struct PeersFile {
-    at: f64,
-    boot_id: String,
-    peers: Vec<PeerFitness>,
-}
-
-#[derive(Serialize)]
-struct PeerFitness {
-    name: String,
-    fit: bool,
-    why: String,
-}
-
 /// Writes this node's fitness, and what is known of the peers', for the checks.
 pub fn verdicts(settings: &Settings, seen: &Observation) {
     let at = uptime_seconds();
-    let fitness = role::fitness(seen);
-    write_json(
-        &settings.paths.run.join("fitness.json"),
-        &FitnessFile {
-            at,
-            boot_id: boot_id(),
-            fitness: &fitness,
-        },
-    );
+    let own = OwnVerdict {
+        at,
+        boot_id: boot_id(),
+        fitness: role::fitness(seen),
+    };
+    write(&fitness::file(settings), &own);
     let peers = seen
         .peers
         .iter()
         .map(|peer| {
             let fitness = role::peer_fitness(seen, peer);
-            PeerFitness {
+            PeerVerdict {
                 name: peer.name.clone(),
                 fit: fitness.is_fit(),
                 why: fitness.into_reason(),
             }
         })
         .collect();
-    write_json(
-        &settings.paths.run.join("peers.json"),
-        &PeersFile {
-            at,
-            boot_id: boot_id(),
-            peers,
-        },
-    );
-}
-
-/// What was alerted last, so that one cause is told once.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-struct Told {
-    cause: String,
-    since: f64,
-    alerted: bool,
+    let peers = PeerVerdicts {
+        at,
+        boot_id: boot_id(),
+        peers,
+    };
+    write(&peers::file(settings), &peers);
 }
 
 /// Alerts a cause once when it has lasted for `after` seconds, and forgets it when it is gone.
-pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
-    let path = settings.paths.run.join("cause.json");
-    let told: Told = fs::read(&path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default();
+pub fn cause(settings: &Settings, topic: Topic, cause: Option<(&str, f64)>) {
+    let file = cause::file(settings, topic);
+    let told = cause::read(settings, topic);
+    let (attention, settled) = match topic {
+        Topic::Role => ("role-attention", "role-settled"),
+        Topic::Settings => ("settings-mistake", "settings-mended"),
+        Topic::Files => ("files-unusable", "files-usable"),
+    };
     let Some((text, after)) = cause else {
-        if told != Told::default() {
+        if told != Cause::default() {
             if told.alerted {
                 alert(
                     settings,
-                    "role-settled",
+                    settled,
                     Severity::Info,
                     &format!("settled: {}", told.cause),
                 );
             }
-            write_json(&path, &Told::default());
+            write(&file, &Cause::default());
         }
         return;
     };
     let now = uptime_seconds();
-    let mut next = if told.cause == text {
+    // One from the future is of another boot.
+    let mut next = if told.cause == text && told.since <= now {
         told.clone()
     } else {
-        Told {
+        Cause {
             cause: text.to_owned(),
             since: now,
             alerted: false,
@@ -117,12 +106,12 @@ pub fn cause(settings: &Settings, cause: Option<(&str, f64)>) {
     };
     let repeat = now - next.since > settings.role.realert.as_secs_f64();
     if now - next.since >= after && (!next.alerted || repeat) {
-        alert(settings, "role-attention", Severity::Critical, text);
+        alert(settings, attention, Severity::Critical, text);
         next.alerted = true;
         next.since = if repeat { now } else { next.since };
     }
     if next != told {
-        write_json(&path, &next);
+        write(&file, &next);
     }
 }
 
@@ -131,7 +120,14 @@ pub fn stamp(moment: jiff::Timestamp) -> String {
     moment.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
-/// Replaces a file at once. Any account may read it, whatever the umask of who typed a command.
+/// Replaces a file at once.
+pub fn write<T: Serialize>(file: &JsonFile<T>, value: &T) {
+    if let Err(error) = file.replace(value) {
+        log::error!("{error}");
+    }
+}
+
+/// The same for a value without a version. Any account may read it, whatever the umask of who typed a command.
 pub fn write_json(path: &Path, value: &impl Serialize) {
     if let Err(error) = replace_json(path, 0o644, value, Durability::Visible) {
         log::error!("{error}");

@@ -1,39 +1,47 @@
 //! Reads the state of this node and of its peers. Nothing here changes a role.
 
 mod contact;
-mod host;
-mod maintenance;
-mod memory;
-mod role_state;
 mod server;
 mod session;
 mod sync_request;
-mod sync_status;
-mod vrrp;
 
 pub use contact::{
     kernel_answers, observe_peer_database, reachable, reachable_within, witness_answers,
 };
-pub use host::{UnitState, keepalived_running, mariadb_process, unit, unit_state, vip_present};
-pub use maintenance::{maintenance, maintenance_file};
-pub use memory::{Memory, MemoryError};
-pub use role_state::{NodeRole, RoleState, boot_id, role_state, role_state_file, uptime_seconds};
-pub use server::{channel_sql_errors, observe_server, read_epoch};
-pub use session::{Session, SqlError, Target};
-pub use sync_request::sync_request;
-pub use sync_status::{
-    Quarantined, StandbyState, StandbyStatus, SyncState, SyncStatus, TreeStatus, sync_socket,
-    sync_status, sync_status_file,
+pub use host::{UnitState, Vrrp, VrrpState, boot_id, unit, uptime_seconds, vrrp};
+pub use server::{
+    Waits, channel_sql_errors, last_io_errors, observe_server, read_epoch, waits_for,
 };
-
-pub use vrrp::{Vrrp, VrrpState, vrrp};
+pub use session::{Session, SqlError, Target, quote};
+pub use sync_request::sync_request;
 
 use std::time::Duration;
 
-use role::{Database, NodeView};
+use host::{NotKnown, Process};
+use role::{Database, Known, NodeView};
 use settings::Settings;
 
-/// This node as it sees itself. The session is kept by the caller for what follows.
+/// Whether the VIP's address is on its interface. Why it could not be told goes to the log.
+pub fn vip_present(settings: &Settings) -> Known {
+    known(host::vip_present(settings))
+}
+
+/// Whether a Keepalived runs here. Why it could not be told goes to the log.
+pub fn keepalived_running() -> Known {
+    known(host::keepalived_running())
+}
+
+fn known(answer: Result<bool, NotKnown>) -> Known {
+    match answer {
+        Ok(yes) => yes.into(),
+        Err(why) => {
+            log::warn!("not known: {why}");
+            Known::NotKnown
+        }
+    }
+}
+
+/// This node as it sees itself, but for what it remembers. The session is kept by the caller for what follows.
 pub fn observe_local(settings: &Settings) -> (NodeView, Option<Session>) {
     let (database, session) = local_database(settings);
     let view = NodeView {
@@ -41,6 +49,7 @@ pub fn observe_local(settings: &Settings) -> (NodeView, Option<Session>) {
         vip: vip_present(settings),
         keepalived: keepalived_running(),
         database,
+        highest_epoch: 0,
     };
     (view, session)
 }
@@ -59,16 +68,26 @@ pub fn local_database(settings: &Settings) -> (Database, Option<Session>) {
         Err(error) => error,
     };
     log::debug!("local database: {error}");
-    if mariadb_process(settings).is_none() {
-        return (Database::Down, None);
-    }
-    // A server that listens nowhere starts, or lost its socket: it is no danger, and killing it
-    // again and again would only keep it from starting.
-    let starting = error.refused() || unit_state(&settings.database.unit) == UnitState::Starting;
-    let state = if starting {
-        Database::Starting
-    } else {
-        Database::Silent
+    (without_answer(settings), None)
+}
+
+/// What a database that does not answer is.
+fn without_answer(settings: &Settings) -> Database {
+    let pid = match host::mariadb_process(settings) {
+        Process::Is(pid) => pid,
+        Process::Gone => return Database::Down,
+        Process::NotKnown(why) => {
+            log::warn!("not known: {why}");
+            return Database::NotKnown;
+        }
     };
-    (state, None)
+    match host::can_acknowledge(settings, pid) {
+        Ok(true) => Database::Silent,
+        // It is no danger, and killing it again and again would only keep it from starting.
+        Ok(false) => Database::Starting,
+        Err(why) => {
+            log::warn!("not known: {why}");
+            Database::NotKnown
+        }
+    }
 }

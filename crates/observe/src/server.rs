@@ -1,5 +1,6 @@
 //! One server's state, asked in a few read-only statements.
 
+use mysql::prelude::FromValue;
 use mysql::{Row, from_value_opt};
 use role::{Channel, Epoch, GtidSet, IoThread, SemiSync, Server};
 use settings::Settings;
@@ -11,10 +12,12 @@ const VARIABLES: &str = "SELECT @@server_id, @@read_only, @@gtid_binlog_state, @
      @@replicate_ignore_table, @@replicate_wild_do_table, @@replicate_wild_ignore_table, \
      IF(@@slave_skip_errors = 'OFF', '', @@slave_skip_errors))";
 const CHANNELS: &str = "SHOW ALL SLAVES STATUS";
-const SEMI_SYNC: &str = "SELECT \
-     (SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'RPL_SEMI_SYNC_MASTER_STATUS'), \
-     (SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'RPL_SEMI_SYNC_MASTER_CLIENTS'), \
-     (SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE COMMAND = 'Binlog Dump')";
+const DUMPS: &str =
+    "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE COMMAND = 'Binlog Dump'";
+/// It evaluates only the variables that it shows. `information_schema.GLOBAL_STATUS` evaluates all of them whatever is
+/// selected, and some count the accounts: it hangs for as long as a GRANT or a CREATE USER waits for a replica (tried
+/// with MariaDB 10.11).
+const SEMI_SYNC: &str = "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_master_%'";
 
 /// `ER_NO_SUCH_TABLE` and `ER_BAD_DB_ERROR`: the toolkit's schema is not there yet.
 const NO_SCHEMA: [u16; 2] = [1146, 1049];
@@ -36,8 +39,8 @@ pub fn observe_server(session: &mut Session, settings: &Settings) -> Result<Serv
         .into_iter()
         .map(|row| channel(row, filtered))
         .collect::<Result<Vec<_>, _>>()?;
-    let (status, clients, replicas): (Option<String>, Option<String>, u32) =
-        session.row(SEMI_SYNC)?;
+    let waits = waits_for(session)?;
+    let replicas = session.row(DUMPS)?;
     Ok(Server {
         server_id,
         writable: !read_only,
@@ -47,24 +50,63 @@ pub fn observe_server(session: &mut Session, settings: &Settings) -> Result<Serv
         channels,
         semi_sync: SemiSync {
             enabled,
-            active: status.as_deref() == Some("ON"),
-            clients: clients.and_then(|c| c.parse().ok()).unwrap_or(0),
+            active: waits.active,
+            clients: waits.replicas,
             replicas,
         },
+    })
+}
+
+/// For what the server's commits wait by its own word, whatever its variables say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waits {
+    /// They wait; not so after a time-out of its own, until a replica has caught up.
+    pub active: bool,
+    /// Connected semi-synchronous replicas; 0 while semi-synchronous replication is off.
+    pub replicas: u32,
+}
+
+/// Asked of the server; this hangs behind no client's statement.
+pub fn waits_for(session: &mut Session) -> Result<Waits, SqlError> {
+    let shown = session.rows::<(String, String)>(SEMI_SYNC)?;
+    let value = |name: &str| {
+        shown
+            .iter()
+            .find(|(shown, _)| shown.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    };
+    let read = value("Rpl_semi_sync_master_status")
+        .zip(value("Rpl_semi_sync_master_clients").and_then(|text| text.parse().ok()));
+    let (status, replicas) = read.ok_or_else(|| SqlError::Answer {
+        statement: SEMI_SYNC.to_owned(),
+        answer: format!("{shown:?}"),
+        expected: "a status and a number of clients",
+    })?;
+    Ok(Waits {
+        active: status == "ON",
+        replicas,
     })
 }
 
 /// `Last_SQL_Errno` of every replication channel, 0 for a healthy one. The lean question of
 /// check-master, asked every second.
 pub fn channel_sql_errors(session: &mut Session) -> Result<Vec<u32>, SqlError> {
-    const COLUMN: &str = "Last_SQL_Errno";
+    of_channels(session, "Last_SQL_Errno")
+}
+
+/// `Last_IO_Error` of every replication channel; empty for a healthy one.
+pub fn last_io_errors(session: &mut Session) -> Result<Vec<String>, SqlError> {
+    of_channels(session, "Last_IO_Error")
+}
+
+fn of_channels<T: FromValue>(session: &mut Session, column: &str) -> Result<Vec<T>, SqlError> {
     session
         .rows::<Row>(CHANNELS)?
         .into_iter()
         .map(|mut row| {
-            row.take::<mysql::Value, _>(COLUMN)
+            row.take::<mysql::Value, _>(column)
                 .and_then(|value| from_value_opt(value).ok())
-                .ok_or_else(|| missing(COLUMN))
+                .ok_or_else(|| missing(column))
         })
         .collect()
 }

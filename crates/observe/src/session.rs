@@ -1,6 +1,9 @@
 //! A session with a MariaDB server: locally over the unix socket, to a peer over TLS.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use mysql::prelude::{FromRow, Queryable};
@@ -53,28 +56,6 @@ pub enum SqlError {
 }
 
 impl SqlError {
-    /// Whether nothing listens at all: no client can be connected through there either.
-    pub fn refused(&self) -> bool {
-        match self {
-            Self::Connect { source, .. } => match source {
-                mysql::Error::IoError(error) => matches!(
-                    error.kind(),
-                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound
-                ),
-                mysql::Error::DriverError(mysql::DriverError::CouldNotConnect(Some((
-                    _,
-                    _,
-                    kind,
-                )))) => matches!(
-                    kind,
-                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound
-                ),
-                _ => false,
-            },
-            Self::Password(_) | Self::Statement { .. } | Self::Answer { .. } => false,
-        }
-    }
-
     /// MariaDB's error number, when the server sent one.
     pub fn server_code(&self) -> Option<u16> {
         match self {
@@ -101,10 +82,12 @@ impl Session {
         deadline: Duration,
     ) -> Result<Self, SqlError> {
         let mut session = Self::connect_bare(settings, target, deadline)?;
-        // What the tools do on a server must leave no GTID of its own, and must not wait for clients' locks.
+        // What the tools do on a server must leave no GTID of its own, and must not wait for clients' locks. The mode is
+        // not the site's: with NO_BACKSLASH_ESCAPES or ORACLE a statement would mean something else.
         session.execute(match target {
             Target::Local | Target::Peer(_) => {
-                "SET SESSION sql_log_bin = 0, lock_wait_timeout = 3, time_zone = '+00:00'"
+                "SET SESSION sql_log_bin = 0, lock_wait_timeout = 3, time_zone = '+00:00', \
+                 sql_mode = 'STRICT_ALL_TABLES'"
             }
             Target::LocalProbe => "SET SESSION lock_wait_timeout = 1, time_zone = '+00:00'",
         })?;
@@ -145,7 +128,12 @@ impl Session {
                     SslOpts::default().with_root_cert_path(Some(database.tls_ca.clone())),
                 )),
         };
-        Conn::new(options)
+        let connected = match target {
+            Target::Local | Target::LocalProbe => connect_within(deadline * 2, options),
+            // The driver bounds this one itself.
+            Target::Peer(_) => Conn::new(options),
+        };
+        connected
             .map(|connection| Self { connection })
             .map_err(|source| SqlError::Connect {
                 target: match target {
@@ -166,9 +154,18 @@ impl Session {
 
     /// The rows of one query.
     pub fn rows<T: FromRow>(&mut self, statement: &str) -> Result<Vec<T>, SqlError> {
-        self.connection
-            .query(statement)
-            .map_err(|source| failed(statement, source))
+        let rows: Vec<Result<T, _>> = self
+            .connection
+            .query_opt(statement)
+            .map_err(|source| failed(statement, source))?;
+        // A NULL or a word in the place of a number is an answer as well.
+        rows.into_iter()
+            .collect::<Result<_, _>>()
+            .map_err(|mysql::FromRowError(row)| SqlError::Answer {
+                statement: statement.to_owned(),
+                answer: format!("{row:?}"),
+                expected: "other types",
+            })
     }
 
     /// The single row of one query.
@@ -200,6 +197,27 @@ impl Session {
     }
 }
 
+/// The driver's connection to a Unix socket waits for ever where a server stands still and the queue of its
+/// socket is full, which it is after a minute of checks. The connection is given up then, and its thread goes
+/// with the process or the server.
+fn connect_within(limit: Duration, options: OptsBuilder) -> Result<Conn, mysql::Error> {
+    let (sender, connected) = mpsc::channel();
+    thread::spawn(move || {
+        // Nobody waits any more when it took too long.
+        let _ = sender.send(Conn::new(options));
+    });
+    connected.recv_timeout(limit).unwrap_or_else(|_| {
+        let why = "nothing accepts the connection";
+        Err(io::Error::new(ErrorKind::TimedOut, why).into())
+    })
+}
+
+/// An SQL string literal, whatever the mode says of backslashes where the text has none. A bound value would cost one
+/// more question and answer.
+pub fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
 /// Statements that carry a password are never printed whole.
 fn failed(statement: &str, source: mysql::Error) -> SqlError {
     let statement = match statement.find("MASTER_PASSWORD") {
@@ -207,4 +225,44 @@ fn failed(statement: &str, source: mysql::Error) -> SqlError {
         None => statement.to_owned(),
     };
     SqlError::Statement { statement, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_literal_cannot_end_early() {
+        assert_eq!(quote(r"a'b\"), r"'a''b\\'");
+    }
+
+    #[test]
+    fn a_server_that_stands_still_is_not_waited_for_even_when_its_queue_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name| directory.path().join(name);
+        std::fs::write(at("password"), "secret").unwrap();
+        std::fs::set_permissions(at("password"), PermissionsExt::from_mode(0o600)).unwrap();
+        let text = format!(
+            "[cluster]\nvip = \"192.0.2.9\"\n\
+             [[node]]\nname = \"a\"\nprivate = \"192.0.2.1\"\nfront = \"198.51.100.1\"\n\
+             [[node]]\nname = \"b\"\nprivate = \"192.0.2.2\"\nfront = \"198.51.100.2\"\n\
+             [database]\nsocket = \"{0}/sock\"\npassword_file = \"{0}/password\"\n",
+            directory.path().display()
+        );
+        let settings = settings::parse(&text, Path::new("test.toml"), Some("a")).unwrap();
+        let listener = UnixListener::bind(at("sock")).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        // Each leaves one more in the queue.
+        for _ in 0..4 {
+            let start = Instant::now();
+            let error = Session::connect(&settings, Target::Local, Duration::from_millis(50));
+            assert!(matches!(error, Err(SqlError::Connect { .. })), "{error:?}");
+            assert!(start.elapsed() < Duration::from_secs(20));
+        }
+    }
 }

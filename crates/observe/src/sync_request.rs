@@ -19,7 +19,11 @@ pub fn sync_request(
     request: impl AsRef<[u8]>,
     timeout: Duration,
 ) -> Result<String, io::Error> {
-    ask(&crate::sync_socket(settings), request.as_ref(), timeout)
+    ask(
+        &nodefiles::sync_status::socket(settings),
+        request.as_ref(),
+        timeout,
+    )
 }
 
 fn ask(path: &Path, request: &[u8], timeout: Duration) -> Result<String, io::Error> {

@@ -4,7 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Database, Observation, PeerView, Server};
+use crate::plan::harvestable;
+use crate::{Contact, Database, Known, Observation, PeerView, Server};
 
 /// What the settings allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +29,9 @@ pub enum Decision {
     /// This node, the writable primary, removes the replication channel that an interrupted promotion
     /// left: it would replicate from its own replica.
     ForgetChannel,
-    /// Semi-synchronous replication is switched on or off on the primary.
-    SemiSync(bool),
+    /// A standby still waits for a replica of its own: semi-synchronous replication is switched off there. On
+    /// a primary it belongs to the resident program alone ([`crate::alone`]).
+    SemiSyncOff,
     /// The other nodes are gone or read-only: open here.
     Promote(&'static str),
     /// The named peer is the writable primary and the VIP is here: orderly switch-over.
@@ -86,6 +88,28 @@ pub enum Decision {
 }
 
 impl Decision {
+    /// Whether this node's database is opened.
+    fn opens(&self) -> bool {
+        match self {
+            Self::Promote(_) | Self::SwitchOver { .. } => true,
+            Self::Stay(_)
+            | Self::Wait(_)
+            | Self::ClaimEpoch
+            | Self::ForgetChannel
+            | Self::SemiSyncOff
+            | Self::CatchUp { .. }
+            | Self::Attach { .. }
+            | Self::Diverged { .. }
+            | Self::Fence { .. }
+            | Self::FenceAll { .. }
+            | Self::FencePeers { .. }
+            | Self::KillLocal
+            | Self::GiveUpVip(_)
+            | Self::RemoveAddress
+            | Self::Refuse { .. } => false,
+        }
+    }
+
     /// Whether maintenance forbids it: it hands the right to write or the VIP over, or begins to
     /// replicate. Fencing, and completing what has begun, are never forbidden.
     fn waits_for_maintenance(&self) -> bool {
@@ -100,7 +124,7 @@ impl Decision {
             | Self::Wait(_)
             | Self::ClaimEpoch
             | Self::ForgetChannel
-            | Self::SemiSync(_)
+            | Self::SemiSyncOff
             | Self::Fence { .. }
             | Self::FenceAll { .. }
             | Self::FencePeers { .. }
@@ -120,22 +144,28 @@ pub fn decide(seen: &Observation, policy: Policy) -> Decision {
             next: "promote here by hand, or: maintenance off",
         };
     }
+    if seen.unread.is_some() && decision.opens() {
+        return Decision::Refuse {
+            why: "this node's notes of epochs and grants cannot be read, so another node may have newer data",
+            next: "read the file that the failover log names; only if the peer's data are older: promote --force",
+        };
+    }
     decision
 }
 
 fn decide_by_table(seen: &Observation, policy: Policy) -> Decision {
-    if seen.local.vip && !seen.local.keepalived {
+    if seen.local.vip == Known::Yes && seen.local.keepalived == Known::No {
         return Decision::RemoveAddress;
     }
     match &seen.local.database {
         Database::Down | Database::Starting => Decision::Stay(
             "the local database is down or starting; its check fails and the VIP goes",
         ),
-        Database::Silent => {
+        Database::Silent | Database::NotKnown => {
             if seen
                 .peers
                 .iter()
-                .any(|p| p.writable() || p.entitled() == Some(true))
+                .any(|p| p.writable() || p.entitled() == Known::Yes)
             {
                 Decision::KillLocal
             } else {
@@ -143,10 +173,14 @@ fn decide_by_table(seen: &Observation, policy: Policy) -> Decision {
             }
         }
         Database::Answering(server) if server.writable => writable(seen, server),
-        Database::Answering(server) if seen.local.entitled() => {
-            entitled_read_only(seen, server, policy)
-        }
-        Database::Answering(server) => standby(seen, server),
+        Database::Answering(server) => match seen.local.entitled() {
+            Known::Yes => entitled_read_only(seen, server, policy),
+            Known::No => standby(seen, server),
+            // Neither may be done at the wrong place: one opens, the other takes rows back.
+            Known::NotKnown => Decision::Wait(
+                "it cannot be told whether the VIP is here, so this closed database is left as it is",
+            ),
+        },
     }
 }
 
@@ -160,7 +194,7 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
         return match me.epoch_number().cmp(&highest) {
             std::cmp::Ordering::Greater => Decision::FencePeers { peers: names() },
             std::cmp::Ordering::Less => Decision::Fence {
-                give_up_vip: entitled,
+                give_up_vip: entitled != Known::No,
                 why: "a peer is writable at a higher epoch",
             },
             std::cmp::Ordering::Equal => Decision::FenceAll { peers: names() },
@@ -176,7 +210,7 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
         .max(seen.highest_epoch);
     if me.epoch_number() < newer {
         return Decision::Fence {
-            give_up_vip: entitled,
+            give_up_vip: entitled != Known::No,
             why: "this database is older than an epoch that was seen elsewhere",
         };
     }
@@ -194,7 +228,7 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
             why: "neither a peer nor a witness answers: this node is cut off",
         };
     }
-    if !entitled && seen.all_silent() {
+    if entitled == Known::No && seen.all_silent() {
         return Decision::Fence {
             give_up_vip: false,
             why: "the VIP is not here and no peer answers: perhaps this node is cut off",
@@ -210,50 +244,43 @@ fn writable(seen: &Observation, me: &Server) -> Decision {
     if !me.channels.is_empty() {
         return Decision::ForgetChannel;
     }
-    let replica_ready = me.semi_sync.clients > 0 || semi_sync_replica_connected(seen, me);
-    if me.semi_sync.enabled != replica_ready {
-        return Decision::SemiSync(replica_ready);
+    match entitled {
+        Known::Yes => Decision::Stay("primary with the VIP"),
+        Known::No | Known::NotKnown if seen.peers.iter().any(|p| p.entitled() == Known::Yes) => {
+            Decision::Wait("a peer holds the VIP and will switch over to itself")
+        }
+        Known::No => {
+            Decision::Stay("primary without the VIP; nobody entitled is known to hand over to")
+        }
+        Known::NotKnown => Decision::Wait("primary, and it cannot be told whether the VIP is here"),
     }
-    if entitled {
-        Decision::Stay("primary with the VIP")
-    } else if seen.peers.iter().any(|p| p.entitled() == Some(true)) {
-        Decision::Wait("a peer holds the VIP and will switch over to itself")
-    } else {
-        Decision::Stay("primary without the VIP; nobody entitled is known to hand over to")
-    }
-}
-
-/// With semi-sync off, `Rpl_semi_sync_master_clients` stays 0, so look at the replicas themselves.
-fn semi_sync_replica_connected(seen: &Observation, me: &Server) -> bool {
-    me.semi_sync.replicas > 0
-        && seen
-            .peers
-            .iter()
-            .filter_map(PeerView::server)
-            .any(|peer| !peer.writable && peer.receives())
 }
 
 /// The VIP is here and the database is closed.
 fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decision {
     if let Some((primary, server)) = seen.primary() {
         return match primary.entitled() {
-            Some(true) => Decision::Refuse {
+            Known::Yes => Decision::Refuse {
                 why: "two nodes hold the VIP and the peer is the primary: the clients' network is split",
                 next: "repair the network between the nodes' front addresses",
             },
             // A switch-over from here was interrupted after the other node had opened.
-            Some(false) if seen.granted_to.as_ref() == Some(&primary.name) => Decision::GiveUpVip(
+            Known::No if seen.granted_to.as_ref() == Some(&primary.name) => Decision::GiveUpVip(
                 "the right to write went to a peer, and it is open: the VIP follows",
             ),
-            Some(false) if !me.follows() && !me.history().contains(&server.history()) => {
+            Known::No if !me.follows() && !me.history().contains(&server.history()) => {
                 Decision::CatchUp {
                     from: primary.name.clone(),
                 }
             }
-            Some(false) => Decision::SwitchOver {
+            Known::No => Decision::SwitchOver {
                 from: primary.name.clone(),
             },
-            None => Decision::Refuse {
+            Known::NotKnown if matches!(primary.contact, Contact::Node(_)) => Decision::Refuse {
+                why: "the primary itself cannot tell whether it holds the VIP",
+                next: "there: ip address, journalctl -u keepalived-companion-role; then: promote",
+            },
+            Known::NotKnown => Decision::Refuse {
                 why: "the primary answers over SQL, but its forced command does not, so nobody can tell whether it holds the VIP",
                 next: "repair ssh between the nodes, then: promote",
             },
@@ -263,6 +290,7 @@ fn entitled_read_only(seen: &Observation, me: &Server, policy: Policy) -> Decisi
         let newer_peer = seen.peers.iter().any(|p| {
             p.server()
                 .is_some_and(|s| s.epoch_number() > me.epoch_number())
+                || harvestable(&p.contact)
         });
         if !newer_peer {
             return Decision::Refuse {
@@ -370,7 +398,7 @@ fn standby(seen: &Observation, me: &Server) -> Decision {
         );
     }
     if me.semi_sync.enabled {
-        return Decision::SemiSync(false);
+        return Decision::SemiSyncOff;
     }
     if me.channels.iter().any(|c| c.sql_errno != 0) {
         return Decision::Refuse {
@@ -383,7 +411,12 @@ fn standby(seen: &Observation, me: &Server) -> Decision {
         .iter()
         .find(|c| c.io != crate::IoThread::Stopped)
     {
-        return if channel.sql_running {
+        return if channel.io == crate::IoThread::Connecting && channel.io_errno != 0 {
+            Decision::Wait(
+                "this standby cannot connect to its primary, or is refused there, so it receives nothing; \
+                 Last_IO_Error in SHOW ALL SLAVES STATUS says why",
+            )
+        } else if channel.sql_running {
             Decision::Stay("standby")
         } else {
             // What it receives is safe in the relay log and is drained before a promotion.

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Contact, Database, IoThread, NodeView, Observation, PeerView};
+use crate::plan::{harvestable, opened_here};
+use crate::{Contact, Database, IoThread, Known, NodeView, Observation, PeerView};
+
+const UNTOLD: &str = "the database does not answer, and it cannot be told what it does";
 
 /// Whether a node may hold the VIP. A fit standby may have unapplied events and no live
 /// primary: they are drained. Unreceived ones make it stale while the primary is alive.
@@ -46,6 +49,7 @@ pub fn is_writable_primary(database: &Database) -> Fitness {
         Database::Starting => Fitness::Unfit("the database is starting".to_owned()),
         Database::Silent => Fitness::Unfit("the database does not answer".to_owned()),
         Database::Down => Fitness::Unfit("the database is down".to_owned()),
+        Database::NotKnown => Fitness::Unfit(UNTOLD.to_owned()),
     }
 }
 
@@ -56,14 +60,33 @@ pub fn fitness(seen: &Observation) -> Fitness {
         Database::Starting => return Fitness::Unfit("the database is starting".to_owned()),
         Database::Silent => return Fitness::Unfit("the database does not answer".to_owned()),
         Database::Down => return Fitness::Unfit("the database is down".to_owned()),
+        Database::NotKnown => return Fitness::Unfit(UNTOLD.to_owned()),
     };
+    if let Some(why) = seen.unread.as_ref().filter(|_| !server.writable) {
+        return Fitness::Unfit(format!("its notes cannot be read: {why}"));
+    }
+    // Of its own epoch it lacks nothing.
+    // A dead database on a host that answers: what is missing here is fetched from its binlog.
+    let to_harvest = seen
+        .peers
+        .iter()
+        .any(|p| p.contact == Contact::HostUp || harvestable(&p.contact));
+    if let Some(since) = seen.stale_since.as_ref()
+        && !server.writable
+        && !opened_here(seen, server)
+        && !to_harvest
+    {
+        return Fitness::Unfit(format!("may lack writes of the primary since {since}"));
+    }
     let Some((peer, primary)) = seen.primary() else {
-        // Compare with the last position of a primary that is silent now.
         if server.writable {
             return Fitness::Fit("writable primary".to_owned());
         }
         return Fitness::Fit("promotable: no primary is alive to be behind of".to_owned());
     };
+    if let Some(why) = seen.unwritable.as_ref().filter(|_| !server.writable) {
+        return Fitness::Unfit(format!("it cannot write down a change of roles: {why}"));
+    }
     if server.writable {
         return if server.epoch_number() > primary.epoch_number() {
             Fitness::Fit("writable primary at the higher epoch".to_owned())
@@ -86,7 +109,13 @@ pub fn fitness(seen: &Observation) -> Fitness {
             channel.sql_errno
         ));
     }
-    let receiving = server.channels.iter().any(|c| c.io == IoThread::Running);
+    // One that has just been started, and has not failed yet, says nothing against a node that has just become a
+    // standby; a proof that is not to be had for longer than W makes it stale above.
+    let receiving = server.channels.iter().any(|c| match c.io {
+        IoThread::Running => true,
+        IoThread::Connecting => c.io_errno == 0,
+        IoThread::Stopped => false,
+    });
     if receiving || server.holdings().contains(&primary.history()) {
         Fitness::Fit("promotable standby".to_owned())
     } else {
@@ -102,11 +131,16 @@ pub fn peer_fitness(seen: &Observation, peer: &PeerView) -> Fitness {
     let Some(server) = peer.server() else {
         return Fitness::Unfit("its database does not answer".to_owned());
     };
+    let me = seen.local.database.server();
+    if me.is_some_and(|me| me.writable && !me.semi_sync.enabled) && !server.writable {
+        return Fitness::Unfit("commits are acknowledged here without it".to_owned());
+    }
     let view = |name: &str, database| NodeView {
         name: name.to_owned(),
-        vip: false,
-        keepalived: true,
+        vip: Known::No,
+        keepalived: Known::Yes,
         database,
+        highest_epoch: 0,
     };
     fitness(&Observation {
         local: view(&peer.name, Database::Answering(Box::new(server.clone()))),
@@ -115,9 +149,14 @@ pub fn peer_fitness(seen: &Observation, peer: &PeerView) -> Fitness {
             contact: Contact::Node(Box::new(seen.local.clone())),
             met: true,
             last_primary: None,
+            proof: None,
         }],
         highest_epoch: seen.highest_epoch,
         witness: None,
         granted_to: None,
+        alone_at: None,
+        stale_since: None,
+        unread: None,
+        unwritable: None,
     })
 }

@@ -1,11 +1,13 @@
 //! What was seen of every node at one moment. Facts only; the judgement is in `decide`.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::GtidSet;
 
 /// One row of the epoch table, written by each new primary as its first transaction.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// Grows with every opening of a database for writes.
     pub number: u64,
@@ -14,7 +16,7 @@ pub struct Epoch {
 }
 
 /// State of a replication channel's receiving thread (`Slave_IO_Running`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IoThread {
     /// `No`
     Stopped,
@@ -25,7 +27,7 @@ pub enum IoThread {
 }
 
 /// One row of SHOW ALL SLAVES STATUS.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Channel {
     /// `Connection_name`; empty for the default channel.
     pub name: String,
@@ -48,7 +50,7 @@ pub struct Channel {
 }
 
 /// Semi-synchronous replication as this server sees it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct SemiSync {
     /// `@@rpl_semi_sync_master_enabled`
     pub enabled: bool,
@@ -61,7 +63,7 @@ pub struct SemiSync {
 }
 
 /// A server that answered.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Server {
     /// `@@server_id`
     pub server_id: u32,
@@ -127,7 +129,7 @@ impl Server {
 }
 
 /// A database process, seen from its own node or over the network.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Database {
     /// It answered.
     Answering(Box<Server>),
@@ -137,6 +139,8 @@ pub enum Database {
     Silent,
     /// No process.
     Down,
+    /// It did not answer, and it could not be told whether there is a process, or what it does.
+    NotKnown,
 }
 
 impl Database {
@@ -144,7 +148,7 @@ impl Database {
     pub fn server(&self) -> Option<&Server> {
         match self {
             Self::Answering(server) => Some(server),
-            Self::Starting | Self::Silent | Self::Down => None,
+            Self::Starting | Self::Silent | Self::Down | Self::NotKnown => None,
         }
     }
 
@@ -154,28 +158,77 @@ impl Database {
     }
 }
 
+/// An answer to a question that may have none. What could not be told is never taken for a "no".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "Option<bool>", into = "Option<bool>")]
+pub enum Known {
+    /// It is so.
+    Yes,
+    /// It is not so.
+    No,
+    /// It could not be told.
+    NotKnown,
+}
+
+impl Known {
+    /// Whether both are so.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Yes, Self::Yes) => Self::Yes,
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::NotKnown, _) | (_, Self::NotKnown) => Self::NotKnown,
+        }
+    }
+}
+
+impl From<bool> for Known {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// Between the nodes it is `true`, `false` or `null`, which an earlier version, that knows only the first
+/// two, does not understand: to it the node has not answered, and that is right.
+impl From<Option<bool>> for Known {
+    fn from(answer: Option<bool>) -> Self {
+        answer.map_or(Self::NotKnown, Self::from)
+    }
+}
+
+impl From<Known> for Option<bool> {
+    fn from(answer: Known) -> Self {
+        match answer {
+            Known::Yes => Some(true),
+            Known::No => Some(false),
+            Known::NotKnown => None,
+        }
+    }
+}
+
 /// A node seen by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeView {
     /// Its name in the settings.
     pub name: String,
     /// The VIP's address is on the interface.
-    pub vip: bool,
+    pub vip: Known,
     /// A Keepalived process runs here.
-    pub keepalived: bool,
+    pub keepalived: Known,
     /// Its database.
     pub database: Database,
+    /// The highest epoch that it remembers: its database may be down and cannot tell. 0 when not known.
+    pub highest_epoch: u64,
 }
 
 impl NodeView {
     /// Holds the VIP by right: an address left behind by a killed Keepalived does not entitle.
-    pub fn entitled(&self) -> bool {
-        self.vip && self.keepalived
+    pub fn entitled(&self) -> Known {
+        self.vip.and(self.keepalived)
     }
 }
 
 /// How far a peer could be reached.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Contact {
     /// It answers on neither network. Never the same as "down".
     Silent,
@@ -188,7 +241,7 @@ pub enum Contact {
 }
 
 /// A peer as seen from here.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PeerView {
     /// Its name in the settings.
     pub name: String,
@@ -198,6 +251,33 @@ pub struct PeerView {
     pub met: bool,
     /// What it was when it last answered as a writable primary, since this node's boot.
     pub last_primary: Option<LastPrimary>,
+    /// That this node has everything that the peer ever acknowledged, if it was shown.
+    pub proof: Option<Proof>,
+}
+
+/// A round trip showed that this node has everything that a peer had acknowledged, and that the peer would
+/// not acknowledge anything without it for some time: either the peer was a primary that had pledged to wait
+/// for its replica, or its database was closed. It is worth something for a short time only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Proof {
+    /// Time since the question was asked. Not since the answer: that one may have been on its way for long.
+    pub age: Duration,
+    /// For how long the peer acknowledges nothing alone once it has taken its pledge back.
+    pub window: Duration,
+}
+
+/// Between the last look at a proof's age and the opening that rests on it.
+pub const PROOF_MARGIN: Duration = Duration::from_millis(100);
+
+impl Proof {
+    /// Whether it still holds, and will for [`PROOF_MARGIN`].
+    pub fn holds(&self) -> bool {
+        self.age + PROOF_MARGIN <= self.window
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A primary's last known state, written down by its standby at every look.
@@ -205,8 +285,12 @@ pub struct PeerView {
 pub struct LastPrimary {
     /// Everything it had applied.
     pub history: GtidSet,
-    /// Its commits waited for a replica, so a failover loses nothing that was acknowledged.
+    /// Its commits waited for a replica when it was looked at. That says nothing of a moment later, so it
+    /// counts only for a primary of a release that gives no pledges.
     pub semi_sync: bool,
+    /// Its release gives pledges, so [`Proof`] decides. Not known counts as yes.
+    #[serde(default = "yes")]
+    pub pledges: bool,
 }
 
 impl PeerView {
@@ -219,11 +303,11 @@ impl PeerView {
         }
     }
 
-    /// Whether it holds the VIP by right; none when it could not be asked.
-    pub fn entitled(&self) -> Option<bool> {
+    /// Whether it holds the VIP by right; not known when it could not be asked, too.
+    pub fn entitled(&self) -> Known {
         match &self.contact {
-            Contact::Node(node) => Some(node.entitled()),
-            Contact::Silent | Contact::HostUp | Contact::Database(_) => None,
+            Contact::Node(node) => node.entitled(),
+            Contact::Silent | Contact::HostUp | Contact::Database(_) => Known::NotKnown,
         }
     }
 
@@ -231,10 +315,19 @@ impl PeerView {
     pub fn writable(&self) -> bool {
         self.server().is_some_and(|server| server.writable)
     }
+
+    /// Whether this node is known to have everything that the peer acknowledged as a primary.
+    pub fn nothing_is_missing(&self) -> bool {
+        self.proof.is_some_and(|proof| proof.holds())
+            || self
+                .last_primary
+                .as_ref()
+                .is_some_and(|last| !last.pledges && last.semi_sync)
+    }
 }
 
 /// Every node at one moment, seen from one of them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Observation {
     /// The node that looks.
     pub local: NodeView,
@@ -246,6 +339,16 @@ pub struct Observation {
     pub witness: Option<bool>,
     /// This node granted the right to write to another one and was not told that it declined.
     pub granted_to: Option<String>,
+    /// This node's commits have been acknowledged without a replica since it opened at this epoch: no peer
+    /// can have everything, so none opens by itself.
+    pub alone_at: Option<u64>,
+    /// Since when this node may lack writes of its primary, in words; none while it has a proof, or never
+    /// had one.
+    pub stale_since: Option<String>,
+    /// What this node cannot read of its own notes of epochs and grants; none when it can read them.
+    pub unread: Option<String>,
+    /// Why this node cannot write down what a change of roles would have to.
+    pub unwritable: Option<String>,
 }
 
 impl Observation {
@@ -264,5 +367,44 @@ impl Observation {
     /// Neither a peer nor a witness answers.
     pub fn cut_off(&self) -> bool {
         self.all_silent() && self.witness == Some(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn an_earlier_version_reads_what_is_known_and_refuses_what_is_not() {
+        for (answer, text) in [
+            (Known::Yes, "true"),
+            (Known::No, "false"),
+            (Known::NotKnown, "null"),
+        ] {
+            assert_eq!(serde_json::to_string(&answer).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Known>(text).unwrap(), answer);
+            // What an earlier version has in its place.
+            assert_eq!(
+                serde_json::from_str::<bool>(text).ok(),
+                Option::from(answer)
+            );
+        }
+    }
+
+    #[test]
+    fn one_no_is_enough() {
+        use Known::{No, NotKnown, Yes};
+        for (one, other, both) in [
+            (Yes, Yes, Yes),
+            (Yes, No, No),
+            (Yes, NotKnown, NotKnown),
+            (No, NotKnown, No),
+            (NotKnown, NotKnown, NotKnown),
+        ] {
+            assert_eq!(one.and(other), both);
+            assert_eq!(other.and(one), both);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Contact, Database, Observation};
+use crate::{Contact, Database, Known, Observation};
 
 /// Why a node opens, which decides the steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,21 +19,30 @@ pub enum PromotionKind {
     },
 }
 
-/// What a person or the settings allow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What a person or the settings allow; the default is nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Transactions that a take-over may lose, counted from the primary's last known position.
     pub loss: u64,
     /// `--accept-loss`
     pub accept_loss: bool,
-    /// `--force`: open although a peer that was not met since boot is silent.
-    pub force: bool,
+    /// Open although a peer that was not met since boot is silent: `--force`, or
+    /// `role.promote_unmet_after_boot`.
+    pub open_unmet: bool,
+    /// Go on without fencing a host that is up, and without its role lock: `--force` alone.
+    pub unfenced: bool,
 }
 
 /// One step. Executors match on it exhaustively; a person reads its `Display`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
 pub enum Step {
+    /// A host that is up and cannot be fenced: nothing more is received from it, for good. What it commits
+    /// from then on waits for this node, and is acknowledged to nobody.
+    StopReceivingFrom {
+        /// The peer.
+        peer: String,
+    },
     /// The peer's database is made read-only, or killed when it does not answer.
     FencePeer {
         /// The peer.
@@ -99,6 +108,10 @@ impl Step {
     /// The statements that the step runs, as `--dry-run` prints them.
     pub fn statements(&self) -> Vec<String> {
         let lines: &[&str] = match self {
+            Self::StopReceivingFrom { .. } => &[
+                "KILL CONNECTION of the receiving thread",
+                "STOP ALL SLAVES IO_THREAD, and Slave_IO_Running read back",
+            ],
             Self::FencePeer { .. } => &[
                 "peer: SET GLOBAL read_only = 1",
                 "peer: KILL CONNECTION of every client session",
@@ -151,7 +164,7 @@ impl Step {
             Self::FreezePeer { .. } => Some("peer: UNLOCK TABLES; SET GLOBAL read_only = 0"),
             Self::SealFiles { .. } => Some("peer: unseal"),
             Self::Grant { .. } => Some("peer: the grant is removed"),
-            Self::StopReplication => Some("START ALL SLAVES"),
+            Self::StopReplication | Self::StopReceivingFrom { .. } => Some("START ALL SLAVES"),
             Self::StopReceiving => Some("role.json: standby"),
             Self::FencePeer { .. }
             | Self::CatchUp { .. }
@@ -170,6 +183,9 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::StopReceivingFrom { peer } => {
+                write!(f, "stop receiving from {peer}, which cannot be fenced")
+            }
             Self::FencePeer { peer } => write!(f, "fence {peer}"),
             Self::FreezePeer { peer } => write!(f, "freeze writes on {peer}"),
             Self::SealFiles { peer } => write!(f, "let {peer} send its last files"),
@@ -200,6 +216,12 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Transactions of the old primary that are known to be lost, when a person accepted it.
     pub accepted_loss: u64,
+    /// Peers whose hosts are up and which are neither locked nor fenced before: a proof stands in for that.
+    pub unfenced: Vec<String>,
+    /// The database opens with its commits waiting for a replica: a peer may rely on that for a while.
+    pub bound: bool,
+    /// The opening is safe only while the proof holds, which is looked at once more right before it.
+    pub rests_on_proof: bool,
 }
 
 impl Plan {
@@ -262,6 +284,20 @@ pub enum Refusal {
         primary: String,
         /// Transactions missing.
         transactions: u64,
+    },
+    /// It cannot be known that this node has everything that was acknowledged.
+    #[error(
+        "this node may lack writes that {peer} acknowledged{}{}; bring {peer} back, or accept the loss: promote --accept-loss",
+        since.as_ref().map_or_else(String::new, |at| format!(" since {at}")),
+        at_least.map_or_else(String::new, |n| format!(", {n} at least"))
+    )]
+    MayLack {
+        /// The peer that may have acknowledged more.
+        peer: String,
+        /// Since when, in words.
+        since: Option<String>,
+        /// Transactions known to be missing, when there are any.
+        at_least: Option<u64>,
     },
     /// This node's data has a part that the primary never had.
     #[error(
@@ -326,10 +362,26 @@ pub fn plan_promotion(
         .fold(seen.highest_epoch, u64::max);
     let next_epoch = epoch_seen.max(me.epoch_number()) + 1;
     let replicating = !me.channels.is_empty();
-    let (mut steps, accepted_loss) = match &kind {
-        PromotionKind::SwitchOver { from } => (switch_over(seen, me, from)?, 0),
+    let TakeOver {
+        mut steps,
+        accepted_loss,
+        unfenced,
+        rests_on_proof,
+    } = match &kind {
+        PromotionKind::SwitchOver { from } => TakeOver {
+            steps: switch_over(seen, me, from)?,
+            accepted_loss: 0,
+            unfenced: Vec::new(),
+            rests_on_proof: false,
+        },
         PromotionKind::TakeOver => take_over(seen, me, limits, epoch_seen)?,
     };
+    // The last primary opens again. A peer of the same epoch may have seen its database closed a moment ago, and
+    // rely on that. A person who forces it, or accepts a loss, says that there is none.
+    let bound = opened_here(seen, me)
+        && me.epoch_number() >= epoch_seen
+        && !limits.accept_loss
+        && !limits.unfenced;
     if replicating {
         steps.push(Step::StopReplication);
     }
@@ -343,7 +395,7 @@ pub fn plan_promotion(
         steps.push(Step::ForgetChannel);
     }
     if let PromotionKind::SwitchOver { from } = &kind {
-        if !seen.local.entitled() {
+        if seen.local.entitled() != Known::Yes {
             steps.push(Step::FetchVip { peer: from.clone() });
         }
         steps.push(Step::Demote { peer: from.clone() });
@@ -353,6 +405,9 @@ pub fn plan_promotion(
         kind,
         steps,
         accepted_loss,
+        unfenced,
+        bound,
+        rests_on_proof,
     })
 }
 
@@ -395,26 +450,49 @@ fn switch_over(seen: &Observation, me: &crate::Server, from: &str) -> Result<Vec
     Ok(steps)
 }
 
-/// The steps before the opening while nobody writes, and what is known to be lost.
+/// The steps before the opening, what is known to be lost, and who is not fenced before.
+struct TakeOver {
+    steps: Vec<Step>,
+    accepted_loss: u64,
+    unfenced: Vec<String>,
+    rests_on_proof: bool,
+}
+
+/// The way to open while nobody writes.
 fn take_over(
     seen: &Observation,
     me: &crate::Server,
     limits: Limits,
     epoch_seen: u64,
-) -> Result<(Vec<Step>, u64), Refusal> {
+) -> Result<TakeOver, Refusal> {
     let mut steps = Vec::new();
-    // An epoch that is received and not yet applied is looked at again after the drain.
-    if epoch_seen > me.epoch_number() && !me.unapplied() && !limits.accept_loss {
+    // An epoch that is received and not yet applied, or in a binlog that is fetched, is looked at again before
+    // the opening.
+    let to_harvest = seen.peers.iter().any(|peer| harvestable(&peer.contact));
+    if epoch_seen > me.epoch_number() && !me.unapplied() && !to_harvest && !limits.accept_loss {
         return Err(Refusal::StaleEpoch {
             mine: me.epoch_number(),
             seen: epoch_seen,
         });
     }
-    let mut accepted_loss = take_over_checks(seen, me, limits)?;
+    let allowed = take_over_checks(seen, me, limits)?;
+    let mut accepted_loss = allowed.lost;
+    let mut unfenced = Vec::new();
     for peer in &seen.peers {
         match &peer.contact {
             Contact::Silent => {}
-            Contact::HostUp if limits.force => {}
+            Contact::HostUp if limits.unfenced => {}
+            // Its commits wait for this node: what is not received here is acknowledged to nobody there.
+            Contact::HostUp
+                if peer.proof.is_some_and(|proof| proof.holds())
+                    && me.channels.iter().all(|channel| channel.sql_running)
+                    && !me.channels.is_empty() =>
+            {
+                unfenced.push(peer.name.clone());
+                steps.push(Step::StopReceivingFrom {
+                    peer: peer.name.clone(),
+                });
+            }
             Contact::HostUp => {
                 return Err(Refusal::CannotFence {
                     peer: peer.name.clone(),
@@ -425,8 +503,9 @@ fn take_over(
             }),
         }
     }
+    // From a host that was not fenced something may have come since it was looked at.
     if let Some(channel) = me.channels.first()
-        && me.unapplied()
+        && (me.unapplied() || !unfenced.is_empty())
     {
         // Started again now, the applying thread would throw the relay log away, or stop at its error.
         let both_stopped = !channel.sql_running && channel.io == crate::IoThread::Stopped;
@@ -446,7 +525,12 @@ fn take_over(
             });
         }
     }
-    Ok((steps, accepted_loss))
+    Ok(TakeOver {
+        steps,
+        accepted_loss,
+        unfenced,
+        rests_on_proof: allowed.rests_on_proof,
+    })
 }
 
 /// Whether this server's replication lets anybody know what is missing.
@@ -472,26 +556,39 @@ fn check_channels(me: &crate::Server, limits: Limits) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether the database is dead, or will be, on a host that answers.
-fn harvestable(contact: &Contact) -> bool {
+/// Whether the database is dead, or will be, on a host that answers. What could not be told is known once
+/// the fence, which comes first, has succeeded.
+pub(crate) fn harvestable(contact: &Contact) -> bool {
     match contact {
-        Contact::Node(node) => matches!(node.database, Database::Down | Database::Silent),
+        Contact::Node(node) => matches!(
+            node.database,
+            Database::Down | Database::Silent | Database::NotKnown
+        ),
         Contact::Silent | Contact::HostUp | Contact::Database(_) => false,
     }
 }
 
-/// The loss policy: what is known to be missing here, and whether that is allowed.
+/// What the loss policy lets pass.
+#[derive(Default)]
+struct Allowed {
+    /// Transactions known to be missing.
+    lost: u64,
+    /// A peer that cannot be asked was passed for its proof alone.
+    rests_on_proof: bool,
+}
+
+/// The loss policy: what may be missing here, and whether that is allowed.
 fn take_over_checks(
     seen: &Observation,
     me: &crate::Server,
     limits: Limits,
-) -> Result<u64, Refusal> {
-    let mut lost = 0;
+) -> Result<Allowed, Refusal> {
+    let mut allowed = Allowed::default();
     for peer in &seen.peers {
         if peer.server().is_some() {
             continue;
         }
-        if !peer.met && !limits.force {
+        if !peer.met && !limits.open_unmet {
             return Err(Refusal::Unmet {
                 peer: peer.name.clone(),
             });
@@ -500,19 +597,50 @@ fn take_over_checks(
         if harvestable(&peer.contact) {
             continue;
         }
-        if let Some(last) = &peer.last_primary {
-            let missing = me.holdings().transactions_behind(&last.history);
-            // A primary that waited for its replica acknowledged nothing that is missing here.
-            if !last.semi_sync && missing > limits.loss && !limits.accept_loss {
+        if peer.nothing_is_missing() && !limits.accept_loss {
+            allowed.rests_on_proof |= peer.proof.is_some_and(|proof| proof.holds());
+            continue;
+        }
+        // The peer lacks what was acknowledged here alone, and knows it: it has not opened.
+        if opened_here(seen, me) && seen.alone_at == Some(me.epoch_number()) {
+            continue;
+        }
+        let missing = peer
+            .last_primary
+            .as_ref()
+            .map(|last| me.holdings().transactions_behind(&last.history))
+            .filter(|missing| *missing > 0);
+        // What is not known may be left open at a person's word, or by the setting after a boot; what is
+        // known to be missing, or may be since a known time, may not.
+        let unknown_is_accepted = limits.unfenced || !peer.met;
+        match missing {
+            _ if limits.accept_loss => {}
+            None if unknown_is_accepted && seen.stale_since.is_none() => {}
+            // The site accepts so much, counted from what is known.
+            Some(missing) if limits.loss > 0 && missing <= limits.loss => {}
+            None if limits.loss > 0 && peer.last_primary.is_some() => {}
+            Some(transactions) if limits.loss > 0 => {
                 return Err(Refusal::Behind {
                     primary: peer.name.clone(),
-                    transactions: missing,
+                    transactions,
                 });
             }
-            if !last.semi_sync {
-                lost = lost.max(missing);
+            at_least => {
+                return Err(Refusal::MayLack {
+                    peer: peer.name.clone(),
+                    since: seen.stale_since.clone(),
+                    at_least,
+                });
             }
         }
+        allowed.lost = allowed.lost.max(missing.unwrap_or_default());
     }
-    Ok(lost)
+    Ok(allowed)
+}
+
+/// Whether this node is the last one that opened, by its own data.
+pub(crate) fn opened_here(seen: &Observation, me: &crate::Server) -> bool {
+    me.epoch
+        .as_ref()
+        .is_some_and(|epoch| epoch.primary == seen.local.name)
 }

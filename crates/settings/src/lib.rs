@@ -3,7 +3,9 @@
 //! [`Settings`] can only be made by [`load`], which checks everything and reports every
 //! problem at once: a value of this type is valid.
 
+pub mod keepalived_conf;
 mod load;
+pub mod pattern;
 mod secret;
 mod section;
 
@@ -11,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use load::{Problem, SettingsError, load, parse};
+pub use load::{Problem, SettingsError, load, parse, read};
 pub use secret::{Secret, read_secret};
 
 /// Where the settings live on a node.
@@ -44,6 +46,9 @@ pub struct Settings {
     pub sync: Sync,
     /// Directories; only tests change them.
     pub paths: Paths,
+    /// What is wrong with the file as it stands, and where, when these are the settings of before; none when they
+    /// are the file's. Programs go on with them and say so; nothing is begun that a person did not ask for.
+    pub mistake: Option<String>,
 }
 
 impl Settings {
@@ -121,8 +126,10 @@ pub struct Database {
     pub probe: Account,
     /// The account replicas connect with (default name `keepalived_repl`).
     pub replication: Account,
-    /// How long a commit waits for the replica's acknowledgement, in ms (default 1000, 100..=60000).
-    pub semi_sync_timeout: Duration,
+    /// MariaDB's own time-out for a commit that waits for the replica, in s (default 300, 60..=86400). A last
+    /// resort: the resident program lets commits go sooner, when it has looked. `semi_sync_timeout_ms` of
+    /// earlier releases is read and has no effect.
+    pub semi_sync_last_resort: Duration,
 }
 
 /// A MariaDB account; the password is read from its file at load.
@@ -183,8 +190,11 @@ pub struct Role {
     /// Acknowledged but possibly unreceived transactions a failover may lose without `--accept-loss` (default 0).
     pub loss_limit: u64,
     /// How long a node that is perhaps cut off may stay writable, in ms (default 900); must be below
-    /// `database.semi_sync_timeout`.
+    /// `alone_after`.
     pub self_fence: Duration,
+    /// The window W, in ms (500..=120000): for how long a primary acknowledges nothing alone once its standby
+    /// is silent, and for how long a standby's proof is good. None (not set) derives it from keepalived.conf.
+    pub alone_after: Option<Duration>,
     /// `promote` and `audit` repeat an alert for the same cause only after this time, in s (default 3600).
     pub realert: Duration,
 }
@@ -281,6 +291,9 @@ pub struct Channel {
     pub name: String,
     /// What it speaks.
     pub kind: ChannelKind,
+    /// `proxy`: the way to it, as http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT; none by default, whatever the
+    /// environment says.
+    pub proxy: Option<String>,
 }
 
 /// `alerts.channel.kind`
@@ -306,9 +319,43 @@ pub enum ChannelKind {
     },
     /// POST of `{"text": …, "node": …, "time": …, "event": …, "severity": …}`.
     Webhook {
-        /// Where to; it may hold a secret, so it is read from a file when `url_file` is given instead of `url`.
-        url: Secret,
+        /// Where to.
+        url: WebhookUrl,
     },
+}
+
+/// Where a webhook is.
+#[derive(Debug, Clone)]
+pub enum WebhookUrl {
+    /// `url`
+    Given(Secret),
+    /// `url_file`: it holds a secret. It is read when an alert is delivered.
+    In(PathBuf),
+}
+
+impl WebhookUrl {
+    /// The URL, read now.
+    pub fn read(&self) -> Result<Secret, SettingsError> {
+        match self {
+            Self::Given(url) => Ok(url.clone()),
+            Self::In(file) => read_secret(file, None).and_then(|url| {
+                if is_http(url.reveal()) {
+                    Ok(url)
+                } else {
+                    Err(SettingsError::Secret {
+                        path: file.clone(),
+                        reason: EXPECTED_HTTP.to_owned(),
+                    })
+                }
+            }),
+        }
+    }
+}
+
+const EXPECTED_HTTP: &str = "expected a URL that begins with http:// or https://";
+
+fn is_http(url: &str) -> bool {
+    url.starts_with("http://") || url.starts_with("https://")
 }
 
 /// `[sync]`
@@ -355,4 +402,6 @@ pub struct Paths {
     pub log: PathBuf,
     /// The failover log (default `/var/log/keepalived_failover.log`).
     pub failover_log: PathBuf,
+    /// Keepalived's configuration, which is only read (default `/etc/keepalived/keepalived.conf`).
+    pub keepalived_conf: PathBuf,
 }

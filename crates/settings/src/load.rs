@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+use crate::pattern::Patterns;
 use crate::section::{Problems, Section};
 use crate::{
-    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, Failback, Hours, Node, Paths,
-    Peer, Role, Secret, Settings, Sync, Tree, Web, Witness, read_secret,
+    Account, Alerts, Channel, ChannelKind, Checks, Cluster, Database, EXPECTED_HTTP, Failback,
+    Hours, Node, Paths, Peer, Role, Secret, Settings, Sync, Tree, Web, WebhookUrl, Witness,
+    is_http,
 };
 
+/// The pledge of a primary and an acknowledgement name no standby.
+const MOST_NODES: usize = 2;
 const DEFAULT_TREE: &str = "/var/www/html";
 const DEFAULT_OWNER: &str = "www-data:www-data";
 
@@ -85,6 +89,11 @@ impl fmt::Display for SettingsError {
 
 /// Reads and checks the file. `node` names the local node; without it the host name does.
 pub fn load(path: &Path, node: Option<&str>) -> Result<Settings, SettingsError> {
+    parse(&read(path)?, path, node)
+}
+
+/// Reads the file's text, and checks what does not depend on it.
+pub fn read(path: &Path) -> Result<String, SettingsError> {
     let unreadable = |reason: String| SettingsError::Unreadable {
         path: path.to_owned(),
         reason,
@@ -99,7 +108,7 @@ pub fn load(path: &Path, node: Option<&str>) -> Result<Settings, SettingsError> 
             metadata.mode() & 0o777
         )));
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..at]
             .iter()
@@ -107,8 +116,7 @@ pub fn load(path: &Path, node: Option<&str>) -> Result<Settings, SettingsError> 
             .count()
             + 1;
         unreadable(format!("line {line} is not UTF-8"))
-    })?;
-    parse(&text, path, node)
+    })
 }
 
 /// Checks a text as if it stood in `path`.
@@ -133,7 +141,7 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
     let nodes = nodes(root);
     let cluster = cluster(&root.section("cluster"), &nodes);
     let database = database(&root.section("database"));
-    let role = role(&root.section("role"), &database);
+    let role = role(&root.section("role"));
     let failback = failback(&root.section("failback"));
     let web = web(&root.section("web"));
     let checks = checks(&root.section("checks"));
@@ -157,6 +165,7 @@ fn whole(root: &Section<'_, '_>, node: Option<&str>) -> Option<Settings> {
         alerts,
         sync,
         paths,
+        mistake: None,
     })
 }
 
@@ -189,6 +198,16 @@ fn nodes(root: &Section<'_, '_>) -> Vec<Node> {
                 front,
             });
         }
+    }
+    if nodes.len() > MOST_NODES {
+        root.note(
+            "node",
+            format!(
+                "{} nodes: expected two; with more, what one standby acknowledged would be believed of another. \
+                 A witness is no node: cluster.witnesses names it",
+                nodes.len()
+            ),
+        );
     }
     if nodes.is_empty() {
         root.note(
@@ -308,8 +327,10 @@ fn database(section: &Section<'_, '_>) -> Database {
             "replication_password_file",
             "keepalived_repl",
         ),
-        semi_sync_timeout: section.milliseconds("semi_sync_timeout_ms", 1000, 100..=60_000),
+        semi_sync_last_resort: section.seconds("semi_sync_last_resort_s", 300, 60..=86_400),
     };
+    // Of earlier releases, where the server's time-out was what let commits go.
+    let _ = section.milliseconds("semi_sync_timeout_ms", 1000, 100..=60_000);
     section.finish();
     database
 }
@@ -345,7 +366,7 @@ fn checks(section: &Section<'_, '_>) -> Checks {
     checks
 }
 
-fn role(section: &Section<'_, '_>, database: &Database) -> Role {
+fn role(section: &Section<'_, '_>) -> Role {
     let role = Role {
         connect_timeout: section.milliseconds("connect_timeout_ms", 150, 20..=5000),
         answer_timeout: section.milliseconds("answer_timeout_ms", 2000, 100..=30_000),
@@ -354,15 +375,16 @@ fn role(section: &Section<'_, '_>, database: &Database) -> Role {
         promote_unmet_after_boot: section.flag("promote_unmet_after_boot", false),
         loss_limit: section.number("loss_limit", 0, 0..=1_000_000),
         self_fence: section.milliseconds("self_fence_ms", 900, 50..=60_000),
+        alone_after: section.optional_milliseconds("alone_after_ms", 500..=120_000),
         realert: section.seconds("realert_s", 3600, 60..=604_800),
     };
-    if role.self_fence >= database.semi_sync_timeout {
+    if let Some(window) = role.alone_after.filter(|window| role.self_fence >= *window) {
         section.note(
             "self_fence_ms",
             format!(
-                "{} ms: must be below database.semi_sync_timeout_ms ({} ms), or a cut-off node acknowledges writes before it is fenced",
+                "{} ms: must be below role.alone_after_ms ({} ms), or a cut-off node acknowledges writes before it is fenced",
                 role.self_fence.as_millis(),
-                database.semi_sync_timeout.as_millis()
+                window.as_millis()
             ),
         );
     }
@@ -443,8 +465,19 @@ fn alerts(section: &Section<'_, '_>) -> Alerts {
                 None
             }
         };
+        let proxy = channel.optional_text("proxy");
+        let known = ["http://", "socks5://", "socks5h://"];
+        if proxy
+            .as_deref()
+            .is_some_and(|proxy| !known.iter().any(|scheme| proxy.starts_with(scheme)))
+        {
+            channel.note(
+                "proxy",
+                "expected http://, socks5:// or socks5h:// and HOST:PORT",
+            );
+        }
         channel.finish();
-        channels.extend(kind.map(|kind| Channel { name, kind }));
+        channels.extend(kind.map(|kind| Channel { name, kind, proxy }));
     }
     let alerts = Alerts {
         channels,
@@ -471,14 +504,8 @@ fn webhook(channel: &Section<'_, '_>) -> Option<ChannelKind> {
         channel.optional_text("url"),
         channel.optional_text("url_file"),
     ) {
-        (Some(url), None) => Secret::new(http_url(channel, "url", url)),
-        (None, Some(file)) => match read_secret(Path::new(&file), None) {
-            Ok(secret) => secret,
-            Err(error) => {
-                channel.note("url_file", error.to_string());
-                return None;
-            }
-        },
+        (Some(url), None) => WebhookUrl::Given(Secret::new(http_url(channel, "url", url))),
+        (None, Some(file)) => WebhookUrl::In(file.into()),
         (Some(_), Some(_)) | (None, None) => {
             channel.note("url", "expected either url or url_file");
             return None;
@@ -488,8 +515,8 @@ fn webhook(channel: &Section<'_, '_>) -> Option<ChannelKind> {
 }
 
 fn http_url(channel: &Section<'_, '_>, key: &'static str, url: String) -> String {
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        channel.note(key, "expected a URL that begins with http:// or https://");
+    if !is_http(&url) {
+        channel.note(key, EXPECTED_HTTP);
     }
     url
 }
@@ -513,6 +540,9 @@ fn sync(section: &Section<'_, '_>) -> Sync {
             .any(|pattern| pattern.trim().is_empty() || pattern.contains('\n'))
         {
             tree.note("exclude", "expected rsync patterns, one in each string");
+        }
+        if let Err(error) = Patterns::new(&exclude) {
+            tree.note("exclude", error.to_string());
         }
         // A path that names another place in another spelling would slip through the receiver's check.
         let plain = path.components().all(|c| {
@@ -580,6 +610,7 @@ fn paths(section: &Section<'_, '_>) -> Paths {
         run: section.path("run", "/run/keepalived-companion"),
         log: section.path("log", "/var/log/keepalived"),
         failover_log: section.path("failover_log", "/var/log/keepalived_failover.log"),
+        keepalived_conf: section.path("keepalived_conf", "/etc/keepalived/keepalived.conf"),
     };
     section.finish();
     paths
@@ -588,6 +619,7 @@ fn paths(section: &Section<'_, '_>) -> Paths {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read_secret;
 
     const EXAMPLE: &str = include_str!("../companion.example.toml");
     const SHORTEST: &str = "[cluster]\nvip = \"192.168.100.200\"\n\
@@ -613,15 +645,15 @@ mod tests {
     #[test]
     fn every_problem_is_told_at_once_with_its_line() {
         let text = format!(
-            "{SHORTEST}[role]\nfreeze_limit_ms = 1\nself_fence_ms = 1000\n[web]\nurl = 7\n[checks]\nrepair = \"no\"\ndeadline = 5\n"
+            "{SHORTEST}[role]\nfreeze_limit_ms = 1\nself_fence_ms = 1000\nalone_after_ms = 900\n[web]\nurl = 7\n[checks]\nrepair = \"no\"\ndeadline = 5\n"
         );
         let told = problems(&text);
         for expected in [
             "companion.toml:12: role.freeze_limit_ms: 1: expected a number from 500 to 60000",
             "companion.toml:13: role.self_fence_ms: 1000 ms: must be below",
-            "companion.toml:15: web.url: expected a string, found integer",
-            "companion.toml:17: checks.repair: expected true or false, found string",
-            "companion.toml:18: checks.deadline: unknown key; did you mean `deadline_ms`?",
+            "companion.toml:16: web.url: expected a string, found integer",
+            "companion.toml:18: checks.repair: expected true or false, found string",
+            "companion.toml:19: checks.deadline: unknown key; did you mean `deadline_ms`?",
         ] {
             assert!(told.contains(expected), "`{expected}` is not in:\n{told}");
         }
@@ -676,6 +708,16 @@ mod tests {
             (
                 "[[alerts.channel]]\nname = \"a\"\nkind = \"fax\"\n",
                 "expected telegram, bale or webhook",
+            ),
+            (
+                "[[alerts.channel]]\nname = \"a\"\nproxy = \"host:3128\"\n",
+                "alerts.channel[1].proxy: expected http://, socks5:// or socks5h://",
+            ),
+            (
+                "[[node]]\nname = \"a\"\nprivate = \"192.0.2.1\"\nfront = \"192.0.2.2\"\n\
+                 [[node]]\nname = \"b\"\nprivate = \"192.0.2.3\"\nfront = \"192.0.2.4\"\n\
+                 [[node]]\nname = \"c\"\nprivate = \"192.0.2.5\"\nfront = \"192.0.2.6\"\n",
+                "3 nodes: expected two",
             ),
             ("cluster = 1\n", "expected a table [cluster]"),
             ("[role\n", "companion.toml:1:"),

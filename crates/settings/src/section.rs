@@ -273,6 +273,17 @@ impl<'a, 'i> Section<'a, 'i> {
         Duration::from_millis(self.number(key, default, range))
     }
 
+    /// None when the key is not there.
+    pub fn optional_milliseconds(
+        &self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Option<Duration> {
+        let default = *range.start();
+        self.get(key)
+            .map(|_| self.milliseconds(key, default, range))
+    }
+
     pub fn seconds(&self, key: &'static str, default: u64, range: RangeInclusive<u64>) -> Duration {
         Duration::from_secs(self.number(key, default, range))
     }

@@ -49,6 +49,22 @@ pub struct Links {
     inodes: BTreeMap<Vec<u8>, u64>,
     /// With how many names a search found fewer: the others are outside the tree.
     searched: HashMap<u64, u64>,
+    /// The same for [`Links::names_of`], which makes sure.
+    confirmed: HashMap<u64, u64>,
+    /// How many directories had moved when that was known.
+    moves: u64,
+}
+
+/// What a search for files has found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Their names.
+    pub names: Vec<Vec<u8>>,
+    /// Those that have one name, or none.
+    pub single: Vec<u64>,
+    /// Those with more names than were found. The others are outside the tree, or in a directory that moved
+    /// during the search: they are to be asked for again.
+    pub incomplete: Vec<u64>,
 }
 
 /// The path below a root.
@@ -56,8 +72,15 @@ pub fn below(root: &Path, path: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(path))
 }
 
-/// Looks at every entry and makes the list. Files of `large` bytes or more are left out of it.
-pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) -> Batch {
+/// Looks at every entry and makes the list. Files of `large` bytes or more are left out of it. Of the further
+/// names of files only those that are `known` are in it: what becomes of the others would not be noticed.
+pub fn build(
+    root: &Path,
+    entries: Vec<Entry>,
+    links: &mut Links,
+    large: u64,
+    known: impl Fn(&[u8]) -> bool,
+) -> Batch {
     let mut batch = Batch::default();
     let mut list = List {
         root,
@@ -109,11 +132,10 @@ pub fn build(root: &Path, entries: Vec<Entry>, links: &mut Links, large: u64) ->
         list.add(&entry.path);
         batch.entries.push(entry);
     }
-    for path in links.left_behind(root, &others, &batch.vacated) {
-        list.add(&path);
-    }
-    for path in links.all_names(root, &linked) {
-        list.add(&path);
+    let mut names = links.left_behind(root, &others, &batch.vacated);
+    names.append(&mut links.all_names(root, &linked));
+    for path in names.iter().filter(|path| known(path)) {
+        list.add(path);
     }
     batch.list = list.bytes;
     batch
@@ -184,6 +206,65 @@ impl Links {
             self.inodes.remove(&path);
             self.know(inode, new);
         }
+    }
+
+    /// So many directories have moved by now: what was not found before may be found.
+    pub fn note_moves(&mut self, moves: u64) {
+        if moves != self.moves {
+            self.moves = moves;
+            self.searched.clear();
+            self.confirmed.clear();
+        }
+    }
+
+    /// The names of files that have changed through one that is not known.
+    pub fn names_of(&mut self, root: &Path, inodes: &[u64]) -> Named {
+        let mut wanted = HashSet::new();
+        for inode in inodes {
+            let count = self.retain_names(root, *inode);
+            let known = self.names.get(inode).map_or(0, Vec::len) as u64;
+            if (known == 0 || known < count) && self.confirmed.get(inode) != Some(&count) {
+                wanted.insert(*inode);
+            }
+        }
+        if !wanted.is_empty() {
+            search(root, &mut Vec::new(), &wanted, &mut self.names);
+        }
+        let mut found = Named::default();
+        for inode in inodes {
+            let count = self.retain_names(root, *inode);
+            let names = self.names.get(inode).cloned().unwrap_or_default();
+            if count < 2 {
+                found.single.push(*inode);
+            }
+            if wanted.contains(inode) && (names.is_empty() || (names.len() as u64) < count) {
+                self.confirmed.insert(*inode, count);
+                found.incomplete.push(*inode);
+            }
+            for name in names {
+                self.inodes.insert(name.clone(), *inode);
+                found.names.push(name);
+            }
+        }
+        found
+    }
+
+    /// Forgets the names that are not a file's any more; gives how many it has, here or elsewhere, and 0 when no
+    /// name of it is known.
+    fn retain_names(&mut self, root: &Path, inode: u64) -> u64 {
+        let mut count = 0;
+        if let Some(names) = self.names.get_mut(&inode) {
+            names.retain(|name| {
+                let found = fs::symlink_metadata(below(root, name));
+                let found = found.ok().filter(|found| found.ino() == inode);
+                count = found.as_ref().map_or(count, Metadata::nlink);
+                found.is_some()
+            });
+            if names.is_empty() {
+                self.names.remove(&inode);
+            }
+        }
+        count
     }
 
     fn known_below(&self, directory: &[u8]) -> Vec<(Vec<u8>, u64)> {
@@ -371,6 +452,7 @@ mod tests {
             ]),
             &mut Links::default(),
             1000,
+            |_| true,
         );
         assert_eq!(
             listed(&batch),
@@ -398,26 +480,62 @@ mod tests {
             fs::hard_link(root.join("a"), root.join(name)).unwrap();
         }
         let mut links = Links::default();
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
         assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
+        // One in a directory that is not watched yet comes with that.
+        let known = |path: &[u8]| !path.starts_with(b"deep");
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, known);
+        assert_eq!(listed(&batch), ["./a", "./b"]);
         // Written through one that is gone, and another file has its name.
         fs::remove_file(root.join("b")).unwrap();
         fs::write(root.join("b"), "another").unwrap();
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
         assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
         assert_eq!(listed(&batch), ["./b"]);
         fs::remove_file(root.join("b")).unwrap();
         fs::hard_link(root.join("a"), root.join("b")).unwrap();
         // One is moved, which is another name.
         fs::rename(root.join("a"), root.join("moved")).unwrap();
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
         assert_eq!(listed(&batch), ["./b", "./deep/er/c", "./moved"]);
         // Written through one whose directory was moved, and is gone then.
         fs::rename(root.join("deep"), root.join("elsewhere")).unwrap();
         links.moved(b"deep", b"elsewhere");
         fs::remove_dir_all(root.join("elsewhere")).unwrap();
-        let batch = build(root, entries(&[b"elsewhere"]), &mut links, 1000);
+        let batch = build(root, entries(&[b"elsewhere"]), &mut links, 1000, |_| true);
         assert_eq!(listed(&batch), ["./b", "./elsewhere", "./moved"]);
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_inode_as_long_as_it_has_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir_all(root.join("d")).unwrap();
+        fs::write(root.join("a"), "x").unwrap();
+        fs::hard_link(root.join("a"), root.join("d/b")).unwrap();
+        let inode = fs::metadata(root.join("a")).unwrap().ino();
+        let mut links = Links::default();
+        let named = |links: &mut Links| {
+            let mut found = links.names_of(&root, &[inode]);
+            found.names.sort();
+            found
+        };
+        let both = vec![b"a".to_vec(), b"d/b".to_vec()];
+        assert_eq!(named(&mut links).names, both);
+        // A third one is outside: it is made sure of once, and again when a directory has moved.
+        fs::hard_link(root.join("a"), directory.path().join("outside")).unwrap();
+        let unsure = named(&mut links);
+        assert_eq!((&unsure.names, &unsure.incomplete), (&both, &vec![inode]));
+        assert_eq!(named(&mut links).incomplete, [] as [u64; 0]);
+        links.note_moves(1);
+        assert_eq!(named(&mut links).incomplete, [inode]);
+        fs::remove_file(directory.path().join("outside")).unwrap();
+        fs::remove_file(root.join("a")).unwrap();
+        let left = named(&mut links);
+        assert_eq!(
+            (left.names, left.single),
+            (vec![b"d/b".to_vec()], vec![inode])
+        );
     }
 }

@@ -1,11 +1,10 @@
 //! Up to when a standby is known to have everything: what a restart of the service goes on from.
 
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nodefiles::{FileError, JsonFile};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-use statefile::{Durability, read_json, replace_json};
 
 /// Times of files are those of the kernel's last tick, and the clock is read a moment later.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -33,11 +32,9 @@ pub struct Checkpoint {
     pub pending: Vec<(u16, Vec<u8>)>,
 }
 
-fn file(settings: &Settings, standby: &str) -> PathBuf {
-    settings
-        .paths
-        .run
-        .join(format!("sync-checkpoint-{standby}.json"))
+fn file(settings: &Settings, standby: &str) -> JsonFile<Checkpoint> {
+    let name = format!("sync-checkpoint-{standby}.json");
+    JsonFile::volatile(settings.paths.run.join(name), 1).private()
 }
 
 fn trees(settings: &Settings) -> String {
@@ -86,17 +83,13 @@ impl Checkpoint {
     }
 
     /// In the run directory: it is worth nothing after a boot.
-    pub fn save(
-        &self,
-        settings: &Settings,
-        standby: &str,
-    ) -> Result<(), statefile::StateFileError> {
-        replace_json(&file(settings, standby), 0o600, self, Durability::Visible)
+    pub fn save(&self, settings: &Settings, standby: &str) -> Result<(), FileError> {
+        file(settings, standby).replace(self)
     }
 
     /// The last one, when a start in this epoch can go on from it.
     pub fn load(settings: &Settings, standby: &str, epoch: u64) -> Option<Self> {
-        let checkpoint: Self = match read_json(&file(settings, standby)) {
+        let checkpoint: Self = match file(settings, standby).read() {
             Ok(checkpoint) => checkpoint?,
             Err(error) => {
                 log::warn!("{error}; {standby} is compared instead");
@@ -110,11 +103,8 @@ impl Checkpoint {
     }
 
     /// The next start compares.
-    pub fn forget(settings: &Settings, standby: &str) -> std::io::Result<()> {
-        match std::fs::remove_file(file(settings, standby)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+    pub fn forget(settings: &Settings, standby: &str) -> Result<(), FileError> {
+        file(settings, standby).remove().map(drop)
     }
 
     fn usable(&self, epoch: u64, boot_id: &str, now: f64, offset: f64) -> bool {

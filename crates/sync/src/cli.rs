@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use nodefiles::valid_settings;
 use settings::Settings;
 
 use crate::{service, status};
@@ -81,15 +82,17 @@ impl Common {
             .format_target(false)
             .format_timestamp(None)
             .init();
-        let settings = settings::load(&self.config, self.node.as_deref()).map_err(|error| {
+        let load = if self.check_config {
+            settings::load
+        } else {
+            valid_settings::load
+        };
+        let settings = load(&self.config, self.node.as_deref()).map_err(|error| {
             log::error!("{error}");
             ExitCode::from(2)
         })?;
-        for tree in &settings.sync.trees {
-            if let Err(error) = crate::pattern::Patterns::new(&tree.exclude) {
-                log::error!("{}: {error}", self.config.display());
-                return Err(ExitCode::from(2));
-            }
+        if let Some(mistake) = &settings.mistake {
+            log::warn!("{mistake}; the last valid settings are in force");
         }
         if self.check_config {
             say("ok");
@@ -131,10 +134,10 @@ pub fn realtime() -> ExitCode {
 }
 
 fn show(settings: &Settings, json: bool) -> ExitCode {
-    let Some(status) = observe::sync_status(settings) else {
+    let Some(status) = nodefiles::sync_status::read(settings) else {
         log::error!(
             "{}: no status of this boot; is the service running? systemctl status sync-realtime",
-            observe::sync_status_file(settings).display()
+            nodefiles::sync_status::file(settings).path().display()
         );
         return ExitCode::FAILURE;
     };
@@ -146,7 +149,7 @@ fn show(settings: &Settings, json: bool) -> ExitCode {
     }
     let bad = matches!(
         status.state,
-        observe::SyncState::Held | observe::SyncState::Degraded
+        nodefiles::sync_status::SyncState::Held | nodefiles::sync_status::SyncState::Degraded
     );
     if bad || age > settings.checks.verdict_age.as_secs_f64() {
         ExitCode::FAILURE
@@ -168,7 +171,7 @@ fn ask(settings: &Settings, request: &[u8], good: impl Fn(&str) -> bool) -> Exit
         Err(error) => {
             log::error!(
                 "{}: {error}; is the service running? systemctl status sync-realtime",
-                observe::sync_socket(settings).display()
+                nodefiles::sync_status::socket(settings).display()
             );
             ExitCode::FAILURE
         }

@@ -154,15 +154,18 @@ impl Dirs {
         self.watch(id).is_some()
     }
 
-    /// Notes the watch of a directory.
-    pub fn set_watch(&mut self, id: NodeId, wd: i32) {
-        if let Some(node) = self.node_mut(id) {
-            let old = node.wd.replace(wd);
-            if let Some(old) = old.filter(|old| *old != wd) {
-                self.watches.remove(&old);
-            }
-            self.watches.insert(wd, id);
+    /// Notes the watch of a directory. The kernel has one for each directory: gives the one that it was
+    /// known to belong to until now, which does not stand in its place any more.
+    pub fn set_watch(&mut self, id: NodeId, wd: i32) -> Option<NodeId> {
+        let old = self.node_mut(id)?.wd.replace(wd);
+        if let Some(old) = old
+            && self.watches.get(&old) == Some(&id)
+        {
+            self.watches.remove(&old);
         }
+        let former = self.watches.insert(wd, id).filter(|former| *former != id)?;
+        self.node_mut(former)?.wd = None;
+        Some(former)
     }
 
     /// The kernel has dropped a watch.
@@ -456,5 +459,19 @@ mod tests {
         let d = dirs.add(c, &name("d"));
         assert!(dirs.contains(c) && dirs.contains(d) && !dirs.contains(a) && !dirs.contains(b));
         assert_eq!(dirs.totals(0), (1, 2, 0));
+    }
+
+    #[test]
+    fn a_watch_belongs_to_one_directory() {
+        let (mut dirs, root, a, b) = tree();
+        let c = dirs.add(root, &name("c"));
+        assert_eq!(dirs.set_watch(c, 3), Some(b));
+        assert_eq!((dirs.by_watch(3), dirs.watch(b)), (Some(c), None));
+        // Another directory stands in the place of the first: the watch is not its any more.
+        assert_eq!(dirs.set_watch(b, 4), None);
+        assert_eq!(dirs.set_watch(a, 4), Some(b));
+        assert_eq!((dirs.by_watch(2), dirs.by_watch(3)), (None, Some(c)));
+        assert_eq!(dirs.remove(b).watches, [] as [i32; 0]);
+        assert_eq!((dirs.by_watch(3), dirs.by_watch(4)), (Some(c), Some(a)));
     }
 }

@@ -10,13 +10,13 @@ use crate::batch::Links;
 use crate::checkpoint::Checkpoint;
 use crate::dirs::NodeId;
 use crate::hold;
-use crate::pattern::{PatternError, Patterns};
 use crate::queue::Change;
 use crate::root::{self, RootError};
 use crate::standby::{Found, Worker};
 use crate::state::{Pulse, Shared, StandbyState, State, TreeState};
 use crate::tell;
 use crate::watch::{Noting, Watcher, request_comparison};
+use settings::pattern::{PatternError, Patterns};
 
 /// Why the threads were not started.
 #[derive(Debug, thiserror::Error)]

@@ -1,11 +1,9 @@
 //! A hold outlasts the service and the machine: only a person's word ends it.
 
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 
+use nodefiles::{Durability, FileError, read_text, remove, replace};
 use settings::Settings;
-use statefile::{Durability, replace};
 
 use crate::state::State;
 
@@ -27,19 +25,12 @@ pub fn begin(settings: &Settings, state: &mut State, why: String) {
 
 /// Why an earlier run was held, if nobody has released it.
 pub fn kept(settings: &Settings) -> Option<String> {
-    match fs::read_to_string(file(settings)) {
-        Ok(why) => Some(why),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => Some(format!("{}: {error}", file(settings).display())),
-    }
+    read_text(&file(settings)).unwrap_or_else(|error| Some(error.to_string()))
 }
 
 /// A person has looked. Gives what was held.
-pub fn end(settings: &Settings, state: &mut State) -> io::Result<Option<String>> {
-    match fs::remove_file(file(settings)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+pub fn end(settings: &Settings, state: &mut State) -> Result<Option<String>, FileError> {
+    remove(&file(settings))?;
     Ok(state.held.take())
 }
 

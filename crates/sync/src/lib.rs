@@ -14,9 +14,14 @@ mod compare;
 mod dirs;
 mod engine;
 mod hold;
+#[cfg(test)]
+mod interleaved;
 mod link;
+mod linked;
 mod outcome;
-mod pattern;
+
+#[cfg(test)]
+mod protocol_0;
 mod queue;
 mod receive;
 mod recovered;
@@ -29,6 +34,7 @@ mod standby;
 mod state;
 mod status;
 mod tell;
+mod trace;
 mod watch;
 
 pub use cli::{realtime, receive};

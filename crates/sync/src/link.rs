@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nodefiles::{Durability, FileError, replace};
 use process::{Conversation, Output, ProcessError, Program, Running};
 use settings::{Node, Settings};
-use statefile::{Durability, StateFileError, replace};
 
 use crate::compare::Scope;
 use crate::root;
-use crate::session::{Request, Response};
+use crate::session::{PROTOCOL, Request, Response};
 use crate::state::TreeState;
 
 /// A healthy standby answers a request within this time; a flush waits for its disk.
@@ -42,7 +42,7 @@ pub enum LinkError {
     Process(#[from] ProcessError),
     /// A file of ours.
     #[error(transparent)]
-    State(#[from] StateFileError),
+    State(#[from] FileError),
     /// The canary's file.
     #[error("{path}: {source}")]
     Io {
@@ -59,6 +59,11 @@ pub enum LinkError {
         "answered `{0}`, which is not an answer to this question; are both nodes on the same version?"
     )]
     Answer(String),
+    /// The standby does not know the request.
+    #[error(
+        "does not know `{0}` as it is asked here; bring both nodes to the same version of keepalived-companion"
+    )]
+    Unsupported(String),
     /// The canary did not arrive or did not go.
     #[error("{0}")]
     Canary(String),
@@ -85,6 +90,22 @@ impl Link {
         epoch: u64,
         trees: &[TreeState],
     ) -> Result<(Self, Option<String>), LinkError> {
+        let greet = |protocol| Self::greet(settings, peer, address, epoch, trees, protocol);
+        match greet(Some(PROTOCOL)) {
+            // Version 0 hangs up on a hello with a version. Another end of the connection comes again.
+            Err(LinkError::Process(ProcessError::Ended { .. })) => greet(None),
+            greeted => greeted,
+        }
+    }
+
+    fn greet(
+        settings: &Settings,
+        peer: &Node,
+        address: IpAddr,
+        epoch: u64,
+        trees: &[TreeState],
+        protocol: Option<u32>,
+    ) -> Result<(Self, Option<String>), LinkError> {
         let directory = settings.paths.run.join("sync");
         let configuration = directory.join(format!("{}.ssh", peer.name));
         // A name of its own each time: the socket of a connection that died may be left.
@@ -96,7 +117,7 @@ impl Link {
         {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(&format!("{}-", peer.name)) && name.contains(".sock") {
+            if is_socket_of(&name, &peer.name) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -122,9 +143,19 @@ impl Link {
                 .iter()
                 .map(|tree| tree.path.to_string_lossy().into_owned())
                 .collect(),
+            protocol,
         };
         match link.ask(&hello, ANSWER)? {
-            Response::Welcome { complete } => Ok((link, complete)),
+            Response::Welcome { complete, protocol } => {
+                let theirs = protocol.unwrap_or_default();
+                if theirs != PROTOCOL {
+                    log::info!(
+                        "{} receives with version {theirs} of the protocol, this node sends with {PROTOCOL}",
+                        link.peer
+                    );
+                }
+                Ok((link, complete))
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -134,6 +165,7 @@ impl Link {
         let answer = self.conversation.ask(&line, deadline)?;
         match serde_json::from_str(&answer) {
             Ok(Response::Refused { why }) => Err(LinkError::Refused(why)),
+            Ok(Response::Unsupported { verb }) => Err(LinkError::Unsupported(verb)),
             Ok(response) => Ok(response),
             Err(_) => Err(LinkError::Answer(answer)),
         }
@@ -342,6 +374,17 @@ pub fn complaint(output: &Output) -> String {
         Some(code) => format!("rsync exit {code}: {first}"),
         None => format!("rsync was killed: {first}"),
     }
+}
+
+/// Whether a file is a control socket of that peer, and not of one whose name goes on after a hyphen.
+fn is_socket_of(name: &str, peer: &str) -> bool {
+    let random = name
+        .strip_prefix(peer)
+        .and_then(|rest| rest.strip_prefix('-'))
+        // ssh makes it under a longer name first.
+        .and_then(|rest| rest.split_once(".sock"))
+        .map(|(random, _)| random);
+    random.is_some_and(|random| !random.contains('-'))
 }
 
 fn ssh_configuration(settings: &Settings, peer: &Node, address: IpAddr, control: &Path) -> String {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::dirs::{Key, NodeId};
+use crate::linked::Inode;
 
 /// A change waits so long for others: an application that asks to `wait` for the file it has just
 /// renamed is then part of the same batch.
@@ -72,6 +73,8 @@ pub struct Rename {
 pub struct Queue {
     marks: HashMap<Key, Mark>,
     renames: VecDeque<Rename>,
+    /// Files with several names that have changed: since when, and when they are due.
+    inodes: HashMap<Inode, (Instant, Instant)>,
     last_gone: Option<Instant>,
 }
 
@@ -103,6 +106,39 @@ impl Queue {
             mark.lost = mark.lost.max(1);
             self.last_gone = Some(now);
         }
+    }
+
+    /// Notes a change of a file with several names, through whichever.
+    pub fn mark_inode(&mut self, inode: Inode, change: Change, now: Instant) {
+        let (first, due) = self.inodes.entry(inode).or_insert((now, now));
+        *due = match change {
+            Change::Writing => (*first + MAX_DELAY).min(now + QUIET),
+            Change::Whole | Change::Opened | Change::Gone | Change::MovedAway => now + GATHER,
+        };
+    }
+
+    /// A file is gone with all its names, which are marked.
+    pub fn forget_inode(&mut self, inode: Inode) {
+        self.inodes.remove(&inode);
+    }
+
+    /// Takes the files whose names are to be found.
+    pub fn take_inodes(&mut self, now: Instant) -> Vec<Inode> {
+        let due: Vec<Inode> = self
+            .inodes
+            .iter()
+            .filter(|(_, (_, due))| *due <= now)
+            .map(|(inode, _)| *inode)
+            .collect();
+        for inode in &due {
+            self.inodes.remove(inode);
+        }
+        due
+    }
+
+    /// A file is to be looked for again.
+    pub fn put_back_inode(&mut self, inode: Inode, due: Instant) {
+        self.inodes.entry(inode).or_insert((due, due));
     }
 
     /// Notes that somebody waits for a name; it is sent in any case.
@@ -224,7 +260,8 @@ impl Queue {
 
     /// When the next name is due; none when the queue is empty.
     pub fn next_due(&self) -> Option<Instant> {
-        self.marks.values().map(|mark| self.due(mark)).min()
+        let names = self.marks.values().map(|mark| self.due(mark));
+        names.chain(self.inodes.values().map(|(_, due)| *due)).min()
     }
 
     /// When a name is sent: a deletion not while others follow it.
@@ -237,14 +274,17 @@ impl Queue {
         }
     }
 
-    /// Names and moves that wait.
+    /// Names, files and moves that wait.
     pub fn len(&self) -> usize {
-        self.marks.len() + self.renames.len()
+        self.marks.len() + self.renames.len() + self.inodes.len()
     }
 
     /// The oldest change that is not sent.
     pub fn oldest(&self) -> Option<Instant> {
-        self.marks.values().map(|mark| mark.first).min()
+        let names = self.marks.values().map(|mark| mark.first);
+        names
+            .chain(self.inodes.values().map(|(first, _)| *first))
+            .min()
     }
 }
 

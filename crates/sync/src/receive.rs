@@ -5,33 +5,34 @@
 //! as the node stops being a standby, so a sender that does not know yet that it has lost its role
 //! changes nothing on the new active node.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use observe::{Memory, NodeRole, role_state};
+use nodefiles::memory::Memory;
+use nodefiles::role_state::{self, NodeRole};
+use nodefiles::{FileError, JsonFile, Lock, receive_lock, recovered};
 use process::Program;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{
-    FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, flock, openat2, renameat_with, syncfs,
-};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::fs::{Mode, OFlags, RenameFlags, ResolveFlags, openat2, renameat_with, syncfs};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-use statefile::{Durability, read_json, replace_json};
 
 use crate::command::{self, Command, Stream};
 use crate::root;
-use crate::session::{Request, Response};
+use crate::session::{self, NoRequest, Request, Response};
 
 /// Between two looks at the role where it cannot be watched.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Receivers of an earlier connection end within this time: they are killed.
+const LEAVING: Duration = Duration::from_secs(3);
 
 /// What this node remembers of what it received.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -53,33 +54,73 @@ struct Complete {
     boot_id: String,
 }
 
-fn received_file(settings: &Settings) -> PathBuf {
-    settings.paths.state.join("sync/received.json")
+/// The connection that files are taken from: what a broken one had sent may still be on its way, and must not
+/// come after what the next one sends.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sender {
+    from: String,
+    /// As sshd names it, the same for all that uses the connection.
+    connection: String,
 }
 
+impl Sender {
+    fn file(settings: &Settings) -> JsonFile<Self> {
+        JsonFile::volatile(settings.paths.run.join("sync-sender.json"), 1).private()
+    }
+
+    /// Whether a connection is a sender's last one, or there was none.
+    fn check(settings: &Settings, from: &str, connection: &str) -> Result<(), String> {
+        match Self::file(settings).read().map_err(|e| e.to_string())? {
+            Some(last) if last.from == from && last.connection != connection => {
+                Err(format!("{from} has connected again since"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Takes files from this connection only. When it returns, nothing of an earlier one is under way.
+    fn take_over(settings: &Settings, from: &str, connection: &str) -> Result<(), String> {
+        let sender = Self {
+            from: from.to_owned(),
+            connection: connection.to_owned(),
+        };
+        let written = Self::file(settings).replace(&sender);
+        written.map_err(|error| error.to_string())?;
+        let lock = receive_lock::exclude(settings, LEAVING).map_err(|error| error.to_string())?;
+        if lock.is_none() {
+            return Err("a receiver of an earlier connection has not ended yet".to_owned());
+        }
+        clear_temporary(settings);
+        Ok(())
+    }
+}
+
+/// The name of the connection that this program was started by.
+fn connection() -> String {
+    std::env::var("SSH_CONNECTION").unwrap_or_default()
+}
+
+fn received_file(settings: &Settings) -> JsonFile<Received> {
+    JsonFile::durable(settings.paths.state.join("sync/received.json"), 1)
+}
+
+/// A damaged file is that of a copy that never was complete: nothing is overwritten or deleted without a copy then.
+/// An older sender is refused by the highest epoch that this node knows.
 fn received(settings: &Settings) -> Result<Received, String> {
-    read_json(&received_file(settings))
-        .map(Option::unwrap_or_default)
-        .map_err(|error| error.to_string())
+    match received_file(settings).read() {
+        Ok(received) => Ok(received.unwrap_or_default()),
+        Err(error @ FileError::Damaged { .. }) => {
+            log::error!("{error}; every file is compared anew");
+            Ok(Received::default())
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn remember(settings: &Settings, received: &Received) -> Result<(), String> {
-    replace_json(
-        &received_file(settings),
-        0o600,
-        received,
-        Durability::OnDisk,
-    )
-    .map_err(|error| error.to_string())
-}
-
-/// Where the copies of an epoch's first synchronisation are.
-fn recovery_folder(settings: &Settings, epoch: u64) -> PathBuf {
-    settings
-        .paths
-        .state
-        .join("recovered")
-        .join(epoch.to_string())
+    received_file(settings)
+        .replace(received)
+        .map_err(|error| error.to_string())
 }
 
 /// Entry point of `sync-receive`.
@@ -112,7 +153,7 @@ fn gate(settings: &Settings, from: &str, epoch: u64) -> Result<(), String> {
         return Err(format!("{from} is not a peer in the settings here"));
     }
     let me = &settings.local().name;
-    match role_state(settings).map(|state| state.role) {
+    match role_state::read(settings).map(|state| state.role) {
         Some(NodeRole::Standby) => {}
         Some(NodeRole::Active) => return Err(format!("{me} is the active node itself")),
         Some(NodeRole::Changing) => return Err(format!("{me} is becoming the active node")),
@@ -122,7 +163,10 @@ fn gate(settings: &Settings, from: &str, epoch: u64) -> Result<(), String> {
             ));
         }
     }
-    let memory = Memory::load(settings).map_err(|error| error.to_string())?;
+    let memory = Memory::load(settings);
+    if let Some(unread) = memory.unread() {
+        return Err(unread);
+    }
     let known = memory.highest_epoch.max(received(settings)?.epoch);
     if epoch < known {
         return Err(format!(
@@ -132,33 +176,26 @@ fn gate(settings: &Settings, from: &str, epoch: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// The lock that a promotion waits for. It is shared by all receivers, and inherited by rsync: it goes
-/// with the last of them.
-fn share(settings: &Settings) -> Result<File, String> {
-    let path = settings.paths.run.join("receive.lock");
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err("a promotion is running here".to_owned());
-        }
-        Err(error) => return Err(failed(error.into())),
-    }
-    fcntl_setfd(&file, FdFlags::empty()).map_err(|e| failed(e.into()))?;
-    Ok(file)
+/// The lock that a promotion waits for; rsync inherits it.
+fn share(settings: &Settings) -> Result<Lock, String> {
+    let lock = receive_lock::share(settings)
+        .map_err(|error| error.to_string())?
+        .ok_or("a promotion is running here")?;
+    lock.inherit()
+        .map_err(|error| format!("{}: {error}", receive_lock::file(settings).display()))?;
+    Ok(lock)
 }
 
 fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
     // The lock before the look: a promotion writes the role first and waits for the lock then.
     let _lock = share(settings)?;
     let wake = role_changes(settings).map_err(|error| error.to_string())?;
-    gate(settings, &stream.from, stream.epoch)?;
+    let connection = connection();
+    let gate = || {
+        gate(settings, &stream.from, stream.epoch)?;
+        Sender::check(settings, &stream.from, &connection)
+    };
+    gate()?;
     root::ensure(settings, &stream.root).map_err(|error| error.to_string())?;
     let state = received(settings)?;
     let mut rsync = Program::new("rsync")
@@ -167,7 +204,7 @@ fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
         .arg(format!("--temp-dir={}/{}", root::OWN, root::TEMPORARY));
     if state.complete_epoch != Some(stream.epoch) && !stream.compares {
         let below = stream.root.strip_prefix("/").unwrap_or(&stream.root);
-        let folder = recovery_folder(settings, stream.epoch)
+        let folder = recovered::of_epoch(settings, stream.epoch)
             .join("files")
             .join(below);
         rsync = rsync
@@ -178,7 +215,7 @@ fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
     let mut why = None;
     let ended = rsync.run_attached(&wake, || {
         drain(&wake);
-        match gate(settings, &stream.from, stream.epoch) {
+        match gate() {
             Ok(()) => true,
             Err(reason) => {
                 why = Some(reason);
@@ -233,6 +270,7 @@ fn drain(fd: &OwnedFd) {
 /// One sender's conversation.
 struct Conversation<'a> {
     settings: &'a Settings,
+    connection: String,
     hello: Option<Hello>,
 }
 
@@ -246,16 +284,22 @@ struct Hello {
 fn session(settings: &Settings) -> Result<(), String> {
     let mut conversation = Conversation {
         settings,
+        connection: connection(),
         hello: None,
     };
     let mut output = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let line = line.map_err(|error| error.to_string())?;
-        let request: Request =
-            serde_json::from_str(&line).map_err(|error| format!("not a request: {error}"))?;
-        let response = conversation
-            .answer(request)
-            .unwrap_or_else(|why| Response::Refused { why });
+        let response = match Request::read(&line) {
+            Ok(request) => conversation
+                .answer(request)
+                .unwrap_or_else(|why| Response::Refused { why }),
+            Err(NoRequest::Unsupported { verb }) => {
+                log::warn!("not supported here: {verb:?}; nothing was done");
+                Response::Unsupported { verb }
+            }
+            Err(NoRequest::NotARequest(why)) => return Err(format!("not a request: {why}")),
+        };
         let mut text = serde_json::to_string(&response).map_err(|error| error.to_string())?;
         text.push('\n');
         output
@@ -269,13 +313,20 @@ fn session(settings: &Settings) -> Result<(), String> {
 impl Conversation<'_> {
     fn answer(&mut self, request: Request) -> Result<Response, String> {
         let settings = self.settings;
-        if let Request::Hello { from, epoch, trees } = request {
-            let (hello, welcome) = greet(settings, from, epoch, &trees)?;
+        if let Request::Hello {
+            from,
+            epoch,
+            trees,
+            protocol,
+        } = request
+        {
+            let (hello, complete) = greet(settings, &self.connection, from, epoch, &trees)?;
             self.hello = Some(hello);
-            return Ok(welcome);
+            return Ok(welcome(complete, protocol));
         }
         let hello = self.hello.as_ref().ok_or("say hello first")?;
         gate(settings, &hello.from, hello.epoch)?;
+        Sender::check(settings, &hello.from, &self.connection)?;
         let root = |tree: u16| {
             hello
                 .roots
@@ -312,12 +363,22 @@ impl Conversation<'_> {
     }
 }
 
+/// The answer to a hello: a sender of version 0 does not understand a version in it.
+fn welcome(complete: Option<String>, sender: Option<u32>) -> Response {
+    Response::Welcome {
+        complete,
+        protocol: sender.map(|_| session::PROTOCOL),
+    }
+}
+
+/// Lets the sender in; gives the token of the complete state, too.
 fn greet(
     settings: &Settings,
+    connection: &str,
     from: String,
     epoch: u64,
     trees: &[String],
-) -> Result<(Hello, Response), String> {
+) -> Result<(Hello, Option<String>), String> {
     gate(settings, &from, epoch)?;
     let mut roots = Vec::new();
     for tree in trees {
@@ -336,29 +397,17 @@ fn greet(
         state.epoch = epoch;
         remember(settings, &state)?;
     }
+    Sender::take_over(settings, &from, connection)?;
     let boot_id = observe::boot_id();
     let complete = state
         .complete
         .filter(|c| c.from == from && c.epoch == epoch && c.boot_id == boot_id)
         .map(|c| c.token);
-    clear_temporary(settings);
-    Ok((Hello { from, epoch, roots }, Response::Welcome { complete }))
+    Ok((Hello { from, epoch, roots }, complete))
 }
 
-/// What killed rsyncs left; only while none runs.
+/// What killed rsyncs left, while none runs.
 fn clear_temporary(settings: &Settings) {
-    let path = settings.paths.run.join("receive.lock");
-    let Ok(lock) = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-    else {
-        return;
-    };
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return;
-    }
     for tree in &settings.sync.trees {
         let directory = root::own(&tree.path, root::TEMPORARY);
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -372,7 +421,7 @@ fn flush(settings: &Settings, hello: &Hello) -> Result<(), String> {
     for (path, fd) in &hello.roots {
         syncfs(fd).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let folder = recovery_folder(settings, hello.epoch);
+    let folder = recovered::of_epoch(settings, hello.epoch);
     if let Ok(folder) = File::open(&folder) {
         syncfs(&folder).map_err(|error| error.to_string())?;
     }
@@ -419,7 +468,7 @@ fn complete(settings: &Settings, hello: &Hello, token: String) -> Result<(), Str
     if first {
         crate::recovered::report(
             settings,
-            &recovery_folder(settings, hello.epoch),
+            &recovered::of_epoch(settings, hello.epoch),
             &hello.from,
             hello.epoch,
         )?;
@@ -437,6 +486,16 @@ fn complete(settings: &Settings, hello: &Hello, token: String) -> Result<(), Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_is_told_only_to_a_sender_that_has_one() {
+        let told = |sender| serde_json::to_string(&welcome(None, sender)).unwrap();
+        assert_eq!(told(None), r#"{"answer":"welcome","complete":null}"#);
+        assert_eq!(
+            told(Some(7)),
+            r#"{"answer":"welcome","complete":null,"protocol":1}"#
+        );
+    }
 
     #[test]
     fn a_rename_stays_below_the_root_and_replaces_nothing() {
@@ -470,5 +529,58 @@ mod tests {
         rename(&fd, b"a/b", b"full/c").unwrap();
         assert!(root.join("full/c").is_dir() && root.join("full/x").is_dir());
         assert!(outside.join("o").is_dir());
+    }
+
+    #[test]
+    fn an_earlier_connection_changes_nothing_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path();
+        fs::create_dir_all(base.join("run")).unwrap();
+        fs::create_dir_all(base.join("tree/a")).unwrap();
+        let text = format!(
+            "[cluster]\nvip = \"192.0.2.1\"\n\
+             [[node]]\nname = \"a\"\nprivate = \"192.0.2.2\"\nfront = \"198.51.100.2\"\n\
+             [[node]]\nname = \"b\"\nprivate = \"192.0.2.3\"\nfront = \"198.51.100.3\"\n\
+             [paths]\nstate = \"{0}/state\"\nrun = \"{0}/run\"\n\
+             [[sync.tree]]\npath = \"{0}/tree\"\n",
+            base.display()
+        );
+        let settings = settings::parse(&text, Path::new("c"), Some("b")).unwrap();
+        let role = r#"{"role":"standby","epoch":1,"at":0.0}"#;
+        fs::write(base.join("run/role.json"), role).unwrap();
+        let of = |connection: &str| Conversation {
+            settings: &settings,
+            connection: connection.to_owned(),
+            hello: None,
+        };
+        let hello = || Request::Hello {
+            from: "a".to_owned(),
+            epoch: 1,
+            trees: vec![base.join("tree").display().to_string()],
+            protocol: None,
+        };
+        let rename = || Request::Rename {
+            tree: 0,
+            from: b"a".to_vec(),
+            to: b"b".to_vec(),
+        };
+        let (mut earlier, mut later) = (
+            of("192.0.2.2 1 192.0.2.3 22"),
+            of("192.0.2.2 2 192.0.2.3 22"),
+        );
+        earlier.answer(hello()).unwrap();
+        // A receiver of the first connection has not ended: the second one must wait for it.
+        let receiver = share(&settings).unwrap();
+        assert!(later.answer(hello()).unwrap_err().contains("has not ended"));
+        drop(receiver);
+        later.answer(hello()).unwrap();
+        assert!(
+            earlier
+                .answer(rename())
+                .unwrap_err()
+                .contains("has connected again")
+        );
+        assert_eq!(later.answer(rename()), Ok(Response::Done {}));
+        assert!(base.join("tree/b").is_dir());
     }
 }

@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use alerts::Severity;
+use nodefiles::{Durability, replace, replace_json};
 use serde::Serialize;
 use settings::Settings;
-use statefile::{Durability, replace, replace_json};
 
 /// Lines in the alert's own text; the report has all.
 const SHOWN: usize = 5;
@@ -44,7 +44,7 @@ pub fn report(settings: &Settings, folder: &Path, from: &str, epoch: u64) -> Res
             file.modified, file.bytes, file.path
         );
     }
-    let failed = |error: statefile::StateFileError| error.to_string();
+    let failed = |error: nodefiles::FileError| error.to_string();
     replace(
         &folder.join("files.txt"),
         0o600,

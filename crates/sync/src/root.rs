@@ -7,11 +7,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+pub use nodefiles::OWN;
+use nodefiles::{Durability, FileError, open_own, read_json, replace_json};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
-pub use statefile::OWN;
-use statefile::{Durability, StateFileError, open_own, read_json, replace_json};
 
 /// Written and removed at the start of a connection, to see that both arrive.
 pub const CANARY: &str = ".keepalived-companion-canary";
@@ -46,7 +46,7 @@ pub enum RootError {
     },
     /// A file of ours.
     #[error(transparent)]
-    State(#[from] StateFileError),
+    State(#[from] FileError),
     /// A directory of ours.
     #[error("{path}: {source}")]
     Io {
@@ -64,7 +64,8 @@ pub struct Identity {
     inode: u64,
 }
 
-/// The markers of the roots that this node has adopted, by path.
+/// The markers of the roots that this node has adopted, by path. Without a version: a program that knows none
+/// would take it for a root.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Adopted(BTreeMap<String, String>);
 
@@ -130,10 +131,31 @@ pub fn read_canary(root: &Path) -> Option<String> {
     Some(text)
 }
 
+/// The roots that were adopted. In the place of a damaged record each root is taken that has a marker, as one has that
+/// was adopted; without one it may be unmounted, and a person has to look.
+fn adopted(settings: &Settings) -> Result<Adopted, FileError> {
+    let error = match read_json(&record(settings)) {
+        Err(error @ FileError::Damaged { .. }) => error,
+        read => return Ok(read?.unwrap_or_default()),
+    };
+    log::error!("{error}; it is made anew from the markers in the trees");
+    let marked = settings.sync.trees.iter().map(|tree| {
+        let marker = read_own(&tree.path, MARKER).ok();
+        // Nothing has this one.
+        let marker = marker
+            .filter(|text| !text.is_empty())
+            .unwrap_or_else(random);
+        (tree.path.to_string_lossy().into_owned(), marker)
+    });
+    let adopted = Adopted(marked.collect());
+    replace_json(&record(settings), 0o600, &adopted, Durability::OnDisk)?;
+    Ok(adopted)
+}
+
 /// Makes sure that the root is the one that was adopted, and adopts one that was never seen before.
 pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
     let found = identity(root)?;
-    let mut adopted: Adopted = read_json(&record(settings))?.unwrap_or_default();
+    let mut adopted = adopted(settings)?;
     let name = root.to_string_lossy().into_owned();
     let failed = |source| RootError::Io {
         path: own(root, MARKER),
@@ -177,7 +199,7 @@ pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
 
 /// A person says that the root as it is now is the right one.
 pub fn adopt_anew(settings: &Settings, root: &Path) -> Result<(), RootError> {
-    let mut adopted: Adopted = read_json(&record(settings))?.unwrap_or_default();
+    let mut adopted = adopted(settings)?;
     adopted.0.remove(&root.to_string_lossy().into_owned());
     replace_json(&record(settings), 0o600, &adopted, Durability::OnDisk)?;
     ensure(settings, root).map(drop)
@@ -242,4 +264,39 @@ fn prepare(root: &Path) -> Result<(), RootError> {
 pub fn random() -> String {
     fs::read_to_string("/proc/sys/kernel/random/uuid")
         .map_or_else(|_| String::new(), |text| text.trim().replace('-', ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_record_is_made_anew_from_the_markers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let text = format!(
+            "[cluster]\nvip = \"192.0.2.9\"\n\
+             [[node]]\nname = \"a\"\nprivate = \"192.0.2.1\"\nfront = \"192.0.2.2\"\n\
+             [[sync.tree]]\npath = \"{0}/one\"\n[[sync.tree]]\npath = \"{0}/two\"\n\
+             [paths]\nstate = \"{0}/state\"\n",
+            directory.path().display()
+        );
+        let settings = settings::parse(&text, Path::new("test.toml"), Some("a")).unwrap();
+        for name in ["one", "two"] {
+            fs::create_dir(path(name)).unwrap();
+            ensure(&settings, &path(name)).unwrap();
+        }
+        // The second tree is unmounted.
+        fs::rename(path("two"), path("away")).unwrap();
+        fs::create_dir(path("two")).unwrap();
+        fs::write(record(&settings), "garbage").unwrap();
+        ensure(&settings, &path("one")).unwrap();
+        for _ in 0..2 {
+            let held = ensure(&settings, &path("two")).unwrap_err();
+            assert!(matches!(held, RootError::Exchanged { .. }), "{held}");
+        }
+        // A person says that it is right.
+        adopt_anew(&settings, &path("two")).unwrap();
+        ensure(&settings, &path("two")).unwrap();
+    }
 }

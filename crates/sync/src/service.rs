@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use alerts::Severity;
-use observe::{NodeRole, SyncState, SyncStatus, role_state, sync_status_file};
+use nodefiles::role_state::{self, NodeRole};
+use nodefiles::sync_status::{self, SyncState, SyncStatus};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use sd_notify::NotifyState;
 use settings::Settings;
-use statefile::{Durability, replace_json};
 
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineError};
@@ -69,8 +69,12 @@ fn serve(settings: &Settings) -> Result<(), String> {
     if let Err(error) = inotify::add_watch(&wake, &settings.paths.run, WatchFlags::MOVED_TO) {
         log::warn!("{error}: the role is looked at once a second");
     }
-    let desk = Desk::open(settings)
-        .map_err(|e| format!("{}: {e}", observe::sync_socket(settings).display()))?;
+    let desk = Desk::open(settings).map_err(|e| {
+        format!(
+            "{}: {e}",
+            nodefiles::sync_status::socket(settings).display()
+        )
+    })?;
     let mut service = Service {
         settings: settings.clone(),
         desk,
@@ -111,7 +115,7 @@ fn rest(wake: &OwnedFd, limit: Duration) {
         while let Ok(event) = reader.next() {
             if event
                 .file_name()
-                .is_some_and(|name| name.to_bytes() == b"role.json")
+                .is_some_and(|name| name.to_bytes() == role_state::NAME.as_bytes())
             {
                 return;
             }
@@ -122,7 +126,7 @@ fn rest(wake: &OwnedFd, limit: Duration) {
 impl Service {
     /// Starts what the role asks for, and ends what it does not.
     fn follow_role(&mut self) -> Result<(), String> {
-        let role = role_state(&self.settings);
+        let role = role_state::read(&self.settings);
         let wanted = match role.as_ref().map(|state| (state.role, state.epoch)) {
             Some((NodeRole::Active, epoch)) => Some(epoch),
             Some((NodeRole::Standby | NodeRole::Changing, _)) | None => None,
@@ -225,7 +229,7 @@ impl Service {
 
     /// Writes the status, and alerts what needs a person once.
     fn publish(&mut self) -> SyncStatus {
-        let known = role_state(&self.settings).map_or(0, |state| state.epoch);
+        let known = role_state::read(&self.settings).map_or(0, |state| state.epoch);
         let status = match (&self.engine, self.status.take()) {
             (Some(engine), last) => match (engine.shared.try_lock(), last) {
                 (Some(state), _) => {
@@ -244,8 +248,7 @@ impl Service {
                 status::blocked(&self.settings, self.blocked.as_deref(), known)
             }
         };
-        let path = sync_status_file(&self.settings);
-        if let Err(error) = replace_json(&path, 0o644, &status, Durability::Visible) {
+        if let Err(error) = sync_status::file(&self.settings).replace(&status) {
             log::error!("{error}");
         }
         let now = (status.state, status.reason.clone());

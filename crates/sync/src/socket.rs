@@ -63,7 +63,7 @@ pub struct Current {
 impl Desk {
     /// Listens, in threads of its own.
     pub fn open(settings: &Settings) -> io::Result<Arc<Self>> {
-        let path = observe::sync_socket(settings);
+        let path = nodefiles::sync_status::socket(settings);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
@@ -328,7 +328,7 @@ impl Desk {
             let behind = state
                 .standbys
                 .iter()
-                .map(|s| s.behind() + state.unknown.len())
+                .map(|s| s.behind() + state.unread())
                 .max()
                 .unwrap_or(0);
             if behind == 0 || start.elapsed() >= limit || state.held.is_some() || state.stopped {

@@ -17,6 +17,7 @@ use crate::compare::{self, Scope};
 use crate::dirs::Key;
 use crate::hold;
 use crate::link::{Content, Link, LinkError, complaint, has_finished};
+use crate::linked::Inode;
 use crate::outcome::{Backoff, DeletionLimit, Outcome, outcome};
 use crate::queue::{Change, Rename};
 use crate::root;
@@ -36,6 +37,9 @@ const IDLE: Duration = Duration::from_secs(1);
 const LARGE_AGAIN: Duration = Duration::from_millis(100);
 /// rsyncs that end while the next one works.
 const MOST_LEAVING: usize = 2;
+/// A file of which not all names were found is looked for again after this time, when what moved meanwhile is
+/// known.
+const FIND_AGAIN: Duration = Duration::from_millis(50);
 /// A name that is due in less is waited for so long: the kernel's own grain.
 const SHORTEST_WAIT: Duration = Duration::from_micros(200);
 /// Deletions within this time count together.
@@ -103,6 +107,8 @@ struct Told {
 enum Work {
     Renames(Vec<Rename>),
     Send(Vec<(u16, Entry)>),
+    /// Files with several names have changed.
+    Name(Vec<Inode>),
     Compare(Vec<(u16, Scope)>),
     /// Large files have arrived that somebody waits for.
     Flush(Vec<u64>),
@@ -217,6 +223,7 @@ impl Worker {
                     done?;
                 }
                 Work::Send(entries) => self.send_all(link, entries)?,
+                Work::Name(inodes) => self.name(inodes),
                 Work::Compare(scopes) => self.compare(link, scopes),
                 Work::Flush(waiters) => self.flush_for(link, &waiters)?,
                 Work::Checkpoint => self.checkpoint(link)?,
@@ -273,7 +280,10 @@ impl Worker {
         Ok(())
     }
 
-    fn work_now(&self, state: &mut State, now: Instant) -> Option<Work> {
+    fn work_now(&mut self, state: &mut State, now: Instant) -> Option<Work> {
+        for links in &mut self.links {
+            links.note_moves(state.moves);
+        }
         let standby = &mut state.standbys[self.index];
         if !standby.unflushed.is_empty() {
             return Some(Work::Flush(std::mem::take(&mut standby.unflushed)));
@@ -297,6 +307,11 @@ impl Worker {
             standby.comparing = true;
             return Some(Work::Compare(std::mem::take(&mut standby.compare)));
         }
+        let inodes = standby.queue.take_inodes(now);
+        if !inodes.is_empty() {
+            standby.in_flight = inodes.len();
+            return Some(Work::Name(inodes));
+        }
         let large = std::mem::take(&mut standby.large);
         let taken = standby
             .queue
@@ -312,7 +327,7 @@ impl Worker {
     /// Nothing waits, and nothing is under way.
     fn finished(&self, state: &State) -> bool {
         let standby = &state.standbys[self.index];
-        standby.behind() + state.unknown.len() == standby.quarantine.len()
+        standby.behind() + state.unread() == standby.quarantine.len()
     }
 
     fn due_for_checkpoint(&self, state: &State) -> bool {
@@ -441,6 +456,27 @@ impl Worker {
         }
     }
 
+    /// Finds the names of files that have changed, and marks them.
+    fn name(&mut self, inodes: Vec<Inode>) {
+        let mut by_tree: Vec<Vec<u64>> = self.trees.iter().map(|_| Vec::new()).collect();
+        for inode in inodes {
+            by_tree[usize::from(inode.tree)].push(inode.number);
+        }
+        for (numbers, tree) in by_tree.into_iter().zip(0_u16..) {
+            if numbers.is_empty() {
+                continue;
+            }
+            let root = &self.trees[usize::from(tree)].path;
+            let found = self.links[usize::from(tree)].names_of(root, &numbers);
+            let again = Instant::now() + FIND_AGAIN;
+            self.shared
+                .lock()
+                .note_names(self.index, tree, &found, again);
+        }
+        self.shared.lock().standbys[self.index].in_flight = 0;
+        self.shared.notify();
+    }
+
     fn send_all(&mut self, link: &mut Link, entries: Vec<(u16, Entry)>) -> Result<(), Trouble> {
         let mut by_tree: Vec<Vec<Entry>> = self.trees.iter().map(|_| Vec::new()).collect();
         for (tree, entry) in entries {
@@ -480,6 +516,7 @@ impl Worker {
             entries,
             &mut self.links[usize::from(index)],
             self.settings.sync.large,
+            |path| self.shared.lock().knows(index, path),
         );
         // After the look at the names: what an unmounted root showed as deleted is not believed.
         if root::look(&tree.path) != Some(tree.identity) {

@@ -4,16 +4,20 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::batch::Entry;
+use crate::batch::{Entry, Named};
 use crate::compare::Scope;
 use crate::dirs::{Dirs, Key, Name, NodeId};
+use crate::linked::{Inode, LinkedFiles};
 use crate::outcome::DeletionLimit;
-use crate::pattern::Patterns;
 use crate::queue::{Change, Mark, Queue, Rename};
 use crate::root::Identity;
 use crate::sample::Sampled;
+use settings::pattern::Patterns;
+
+/// The kernel's tick, generously: a file's time of change may be earlier than its change by so much.
+const TICK: Duration = Duration::from_millis(100);
 
 /// How `wait` ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,10 +179,30 @@ pub struct State {
     /// Names that a comparison found to be directories which are not known here: if they are here, too, the
     /// watcher looks at them.
     pub unknown: Vec<Key>,
+    /// Directories that did not stand in their place when they were to be looked at: they are gone or were moved
+    /// with one above them, and are looked at again after more events.
+    pub unseen: Vec<NodeId>,
     /// Names of files with several names that the first look has found: tree, inode, path.
     pub linked: Vec<(u16, u64, Vec<u8>)>,
+    /// Files with several names.
+    pub linked_files: LinkedFiles,
+    /// Files that were found to have one name left: they need no watch.
+    pub single: Vec<Inode>,
+    /// A file with several names could not be watched.
+    pub unwatched_file: bool,
+    /// How many directories have moved: a search that was made before may have missed a name.
+    pub moves: u64,
+    /// Something may have changed since then that no event and no name leads to.
+    pub traceless: Option<SystemTime>,
+    /// It is being looked for.
+    pub tracing: bool,
+    /// When that may be done again.
+    pub trace_again: Option<Instant>,
     /// Every event before this moment has been read.
     pub read_until: Option<SystemTime>,
+    /// What is known contradicts the events or the disk: everything is looked at again, as if events had been
+    /// lost.
+    pub confused: bool,
     /// Overflows of the kernel's queue.
     pub overflows: u64,
     /// How many barriers were written and seen, each in its turn.
@@ -295,6 +319,27 @@ impl State {
         }
     }
 
+    /// Something may have changed that no name leads to, since events were last read.
+    pub fn trace(&mut self) {
+        let since = self.read_until.unwrap_or(UNIX_EPOCH) - TICK;
+        self.traceless.get_or_insert(since);
+    }
+
+    /// Notes a change of a file with several names for every standby.
+    pub fn mark_inode(&mut self, inode: Inode, change: Change, now: Instant) {
+        for standby in &mut self.standbys {
+            standby.queue.mark_inode(inode, change, now);
+        }
+    }
+
+    /// What still has to be looked at here, before it is known what the standbys lack.
+    pub fn unread(&self) -> usize {
+        self.unknown.len()
+            + self.unseen.len()
+            + usize::from(self.traceless.is_some())
+            + usize::from(self.tracing)
+    }
+
     /// Whether a transfer may begin or go on: it is given up when the service stops, not when it is slow.
     pub fn may_send(&self) -> bool {
         !self.stopped && self.seal != Some(Seal::Closed)
@@ -374,6 +419,34 @@ impl State {
                     new: new.clone(),
                 });
             }
+        }
+    }
+
+    /// Whether the watcher would notice what becomes of a path of a tree.
+    pub fn knows(&self, tree: u16, path: &[u8]) -> bool {
+        let root = self.trees[usize::from(tree)].root;
+        let key = self.dirs.find(root, path);
+        key.is_some_and(|key| !self.unseen.contains(&key.dir))
+    }
+
+    /// Notes the names of files that have changed for one standby. Those that are not complete are due again.
+    pub fn note_names(&mut self, index: usize, tree: u16, found: &Named, again: Instant) {
+        let root = self.trees[usize::from(tree)].root;
+        for path in &found.names {
+            // One whose directory is not known yet is noted when the watcher comes to it.
+            if let Some(key) = self.dirs.find(root, path)
+                && !self.stays_here(&key, false)
+            {
+                self.standbys[index].queue.mark(key, Change::Whole, again);
+            }
+        }
+        let inode = |number: &u64| Inode {
+            tree,
+            number: *number,
+        };
+        self.single.extend(found.single.iter().map(inode));
+        for inode in found.incomplete.iter().map(inode) {
+            self.standbys[index].queue.put_back_inode(inode, again);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use observe::{
+use nodefiles::sync_status::{
     Quarantined, StandbyState as Served, StandbyStatus, SyncState, SyncStatus, TreeStatus,
 };
 use settings::Settings;
@@ -115,7 +115,7 @@ fn empty(settings: &Settings) -> SyncStatus {
 }
 
 fn of_standby(state: &State, standby: &StandbyState, now: Instant) -> StandbyStatus {
-    let paths_behind = standby.behind() + state.unknown.len();
+    let paths_behind = standby.behind() + state.unread();
     let served = match (standby.connected, &standby.reason) {
         (true, _) if !standby.complete => Served::Filling,
         (true, _) if paths_behind > 0 => Served::Behind,

@@ -1,11 +1,11 @@
 //! Notices changes: watches every directory and turns the kernel's events into marks. The reader never
 //! waits for a transfer.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,14 +14,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::batch::below;
 use crate::compare::Scope;
 use crate::dirs::{Key, Name, NodeId};
+use crate::linked::Inode;
 use crate::queue::{Change, MOVE_PATIENCE};
 use crate::root;
 use crate::state::{Pulse, Shared, State};
+use crate::trace;
 
 /// A burst is taken out of the kernel's queue in pieces of this size.
 const BUFFER: usize = 256 * 1024;
@@ -56,6 +59,11 @@ const FLAGS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DONT_FOLLOW)
     .union(WatchFlags::EXCL_UNLINK);
 
+/// What is watched of a file with several names.
+const FILE_FLAGS: WatchFlags = WatchFlags::CLOSE_WRITE
+    .union(WatchFlags::MODIFY)
+    .union(WatchFlags::ATTRIB);
+
 /// What a scan notes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noting {
@@ -74,9 +82,8 @@ pub struct Watcher {
     /// The watches of our own directory in each root, by tree; none when no watch was left.
     own: Vec<Option<i32>>,
     moves: Vec<Move>,
+    fresh: Fresh,
     pulse: Arc<Pulse>,
-    /// What is known contradicts the events: everything is looked at again, as if events had been lost.
-    confused: bool,
     last_poll: Instant,
 }
 
@@ -88,6 +95,68 @@ struct Move {
     /// None for what is not a directory that is watched.
     directory: Option<NodeId>,
     at: Instant,
+}
+
+/// What is known of a name that is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct New {
+    /// It has changed since it was made.
+    changed: bool,
+    /// It was there when it was looked at.
+    met: bool,
+}
+
+/// Names that were made since the kernel's queue was last empty. One that is gone again may not be what was
+/// looked at: it may have been a further name of any file.
+#[derive(Debug, Default)]
+struct Fresh {
+    names: HashMap<Key, New>,
+    /// By the cookies of their moves.
+    moving: HashMap<u32, New>,
+}
+
+impl Fresh {
+    /// Takes in an event; whether a name that has changed is gone. What happened in a new directory before it
+    /// was watched is not known: it counts as changed.
+    fn take_in(&mut self, key: &Key, flags: ReadFlags, cookie: u32) -> bool {
+        let directory = flags.contains(ReadFlags::ISDIR);
+        let new = New {
+            changed: directory,
+            met: directory,
+        };
+        let gone = if flags.contains(ReadFlags::CREATE) {
+            self.names.insert(key.clone(), new)
+        } else if flags.contains(ReadFlags::MOVED_FROM) {
+            if let Some(new) = self.names.remove(key) {
+                self.moving.insert(cookie, new);
+            }
+            None
+        } else if flags.contains(ReadFlags::MOVED_TO) {
+            let moved = self.moving.remove(&cookie);
+            match moved {
+                // One that was watched before has no secrets.
+                None if directory => self.names.remove(key),
+                Some(_) | None => {
+                    let changed = moved.unwrap_or_default().changed;
+                    self.names.insert(key.clone(), New { changed, ..new })
+                }
+            }
+        } else if flags.contains(ReadFlags::DELETE) {
+            self.names.remove(key)
+        } else {
+            if let Some(new) = self.names.get_mut(key) {
+                new.changed = true;
+            }
+            None
+        };
+        gone.is_some_and(|new| new.changed)
+    }
+
+    fn meet(&mut self, key: &Key) {
+        if let Some(new) = self.names.get_mut(key) {
+            new.met = true;
+        }
+    }
 }
 
 impl Watcher {
@@ -111,8 +180,8 @@ impl Watcher {
             fd,
             own,
             moves: Vec::new(),
+            fresh: Fresh::default(),
             pulse,
-            confused: false,
             last_poll: Instant::now(),
         })
     }
@@ -168,10 +237,21 @@ impl Watcher {
             };
             let path = below(&root_path, &relative);
             if !self.add(state, id, &path) {
-                // Gone, or a link by now: what became of it is in events that are still to be read.
-                if state.dirs.key(id).is_some() {
+                if state
+                    .dirs
+                    .key(id)
+                    .is_some_and(|key| !self.is_another(state, key.dir))
+                {
+                    // It is gone, or a link by now: what became of it is in events that are still to be read.
+                    if !state.dirs.watched(id) {
+                        // Through a name in it a file may have been changed.
+                        state.trace();
+                    }
                     let watches = state.remove_directory(id, now);
                     self.remove(&watches);
+                } else {
+                    // A directory above it has moved, and no event of that tells of this one.
+                    state.unseen.push(id);
                 }
                 continue;
             }
@@ -185,12 +265,13 @@ impl Watcher {
                     state.mark(&key, true, Change::Whole, now);
                 }
             }
-            Self::read_directory(state, id, &path, noting, now, &mut stack);
+            self.read_directory(state, id, &path, noting, now, &mut stack);
         }
         (seen, changed)
     }
 
     fn read_directory(
+        &self,
         state: &mut State,
         id: NodeId,
         path: &Path,
@@ -218,11 +299,10 @@ impl Watcher {
                 continue;
             }
             files += 1;
-            let metadata = if noting == Noting::All {
-                None
-            } else {
-                entry.metadata().ok()
-            };
+            let metadata = entry.metadata().ok();
+            if metadata.as_ref().is_some_and(|m| m.nlink() > 1) {
+                self.watch_file(state, &key, noting != Noting::Nothing, now);
+            }
             let note = match (noting, &metadata) {
                 (Noting::All, _) => true,
                 (Noting::ChangedSince(since), Some(metadata)) => changed_since(metadata, since),
@@ -242,21 +322,53 @@ impl Watcher {
 
     /// Watches one directory; whether it is one.
     fn add(&self, state: &mut State, id: NodeId, path: &Path) -> bool {
-        // A root may be a link, and is followed as rsync does.
-        let flags = if state.dirs.key(id).is_none() {
-            FLAGS.difference(WatchFlags::DONT_FOLLOW)
-        } else {
-            FLAGS
-        };
+        let flags = flags_of(state, id);
         match inotify::add_watch(&self.fd, path, flags) {
             Ok(wd) => {
-                state.dirs.set_watch(id, wd);
+                // It has moved, and the event is still to be read: those before it would be misunderstood.
+                state.confused |= state.dirs.set_watch(id, wd).is_some();
                 true
             }
             // No watch is left: it is polled. Any other error of a directory that is there, likewise.
             Err(Errno::NOSPC | Errno::NOMEM | Errno::ACCESS) => true,
             Err(_) => false,
         }
+    }
+
+    /// Watches a file itself, if it has several names, and notes it as changed if asked to: later its name may
+    /// be no way to it. Whether there is such a name.
+    fn watch_file(&self, state: &mut State, key: &Key, note: bool, now: Instant) -> bool {
+        let tree = state.dirs.tree(key.dir);
+        let Some(path) = state.dirs.path_of(key) else {
+            return false;
+        };
+        let path = below(&state.trees[usize::from(tree)].path, &path);
+        // What is asked is what is watched.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(CWD, path, flags, Mode::empty()).map(fs::File::from);
+        let Some((file, metadata)) = file.ok().and_then(|file| {
+            let metadata = file.metadata().ok()?;
+            Some((file, metadata))
+        }) else {
+            return false;
+        };
+        if metadata.is_dir() || metadata.nlink() < 2 {
+            return true;
+        }
+        let inode = Inode {
+            tree,
+            number: metadata.ino(),
+        };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match inotify::add_watch(&self.fd, path, FILE_FLAGS) {
+            Ok(wd) => state.linked_files.set_watch(inode, wd),
+            Err(_) => state.unwatched_file = true,
+        }
+        state.single.retain(|single| *single != inode);
+        if note {
+            state.mark_inode(inode, Change::Whole, now);
+        }
+        true
     }
 
     fn remove(&self, watches: &[i32]) {
@@ -267,7 +379,7 @@ impl Watcher {
     }
 
     /// Reads events until the state is stopped.
-    pub fn run(mut self, shared: &Shared) {
+    pub fn run(mut self, shared: &Arc<Shared>) {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
         let mut in_a_row = 0;
         loop {
@@ -293,18 +405,25 @@ impl Watcher {
             let now = Instant::now();
             self.pulse.beat();
             self.turn(&mut state, &mut buffer, now);
+            trace::start(shared, &mut state, now);
             drop(state);
             shared.notify();
         }
     }
 
     /// Takes in what there is, and all that follows from it.
-    fn turn(&mut self, state: &mut State, buffer: &mut [MaybeUninit<u8>], now: Instant) {
+    pub fn turn(&mut self, state: &mut State, buffer: &mut [MaybeUninit<u8>], now: Instant) {
+        for inode in std::mem::take(&mut state.single) {
+            if let Some(wd) = state.linked_files.forget(inode) {
+                self.remove(&[wd]);
+            }
+        }
         let overflow = self.read(state, buffer, now);
         state.overflows += u64::from(overflow);
         self.expire_moves(state, now);
         self.look_at_unknown(state, now);
-        if overflow || self.confused {
+        self.look_at_unseen(state, now);
+        if overflow || state.confused {
             self.reconcile(state, now);
         } else if self.last_poll.elapsed() > POLL {
             self.poll_unwatched(state, now);
@@ -352,10 +471,27 @@ impl Watcher {
                 }
             }
         }
-        if drained && !overflow {
-            state.read_until = Some(before);
+        if drained {
+            self.end_fresh(state, now);
+            if !overflow {
+                state.read_until = Some(before);
+            }
         }
         overflow
+    }
+
+    /// The kernel's queue is empty: what is made from here on is looked at before it can go unnoticed.
+    fn end_fresh(&mut self, state: &mut State, now: Instant) {
+        let Fresh { names, moving } = std::mem::take(&mut self.fresh);
+        let mut lost = moving.values().any(|new| new.changed);
+        for (key, new) in names {
+            if !new.met {
+                lost |= !self.watch_file(state, &key, true, now) && new.changed;
+            }
+        }
+        if lost {
+            state.trace();
+        }
     }
 
     fn take_in(
@@ -373,7 +509,20 @@ impl Watcher {
         }
         if flags.contains(ReadFlags::IGNORED) {
             state.dirs.drop_watch(wd);
+            for inode in state.linked_files.drop_watch(wd) {
+                for standby in &mut state.standbys {
+                    standby.queue.forget_inode(inode);
+                }
+            }
             return;
+        }
+        for inode in state.linked_files.by_watch(wd) {
+            let change = if flags.contains(ReadFlags::MODIFY) {
+                Change::Writing
+            } else {
+                Change::Whole
+            };
+            state.mark_inode(inode, change, now);
         }
         let Some(dir) = state.dirs.by_watch(wd) else {
             return;
@@ -400,16 +549,22 @@ impl Watcher {
         if state.stays_here(&key, is_directory) {
             return;
         }
+        if self.fresh.take_in(&key, flags, cookie) {
+            state.trace();
+        }
         if is_directory {
             self.directory_event(state, &key, flags, cookie, now);
         } else {
-            Self::file_event(state, &key, flags, now);
+            self.file_event(state, &key, flags, now);
         }
     }
 
-    fn file_event(state: &mut State, key: &Key, flags: ReadFlags, now: Instant) {
+    fn file_event(&mut self, state: &mut State, key: &Key, flags: ReadFlags, now: Instant) {
         if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             state.dirs.count_file(key.dir, true);
+            if self.watch_file(state, key, true, now) {
+                self.fresh.meet(key);
+            }
         }
         if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
             state.dirs.count_file(key.dir, false);
@@ -439,6 +594,7 @@ impl Watcher {
         now: Instant,
     ) {
         if flags.contains(ReadFlags::MOVED_TO) {
+            state.moves += 1;
             let moved = self
                 .moves
                 .iter()
@@ -454,19 +610,16 @@ impl Watcher {
             {
                 if state.dirs.is_within(key.dir, directory) {
                     // No directory moves below itself: a look at the disk was ahead of the events.
-                    self.confused = true;
+                    state.confused = true;
                     return;
                 }
                 self.forget_child(state, key, now);
                 state.rename_directory(directory, key.dir, &key.name, now);
                 if self.is_another(state, directory) || is_directory(state, &old) {
                     // The two were exchanged, or more has happened since: looks at both as they are now.
-                    for key in [key, &old] {
-                        self.forget_child(state, key, now);
-                        if is_directory(state, key) {
-                            self.new_directory(state, key, now);
-                        }
-                    }
+                    self.forget_child(state, key, now);
+                    self.new_directory(state, key, now);
+                    self.look_anew(state, &old, now);
                 }
                 return;
             }
@@ -497,9 +650,22 @@ impl Watcher {
 
     /// A directory that was made or moved here: what it holds already came without an event.
     fn new_directory(&self, state: &mut State, key: &Key, now: Instant) {
+        if !state.dirs.contains(key.dir) {
+            // It was forgotten with its parent, which is looked at where it is met.
+            return;
+        }
         let id = state.dirs.add(key.dir, &key.name);
         state.mark(key, true, Change::Whole, now);
         self.scan(state, id, Noting::All, now);
+    }
+
+    /// Forgets the directory of a name, and looks at what stands there now, or will be found there when its
+    /// parent is known to stand in its own place.
+    fn look_anew(&self, state: &mut State, key: &Key, now: Instant) {
+        self.forget_child(state, key, now);
+        if is_directory(state, key) || self.is_another(state, key.dir) {
+            self.new_directory(state, key, now);
+        }
     }
 
     /// Whether another directory stands where this one should: the kernel gives the same watch for the same
@@ -509,7 +675,7 @@ impl Watcher {
             return true;
         };
         let root = &state.trees[usize::from(state.dirs.tree(id))].path;
-        match inotify::add_watch(&self.fd, below(root, &path), FLAGS) {
+        match inotify::add_watch(&self.fd, below(root, &path), flags_of(state, id)) {
             Ok(found) => found != wd,
             Err(Errno::NOSPC | Errno::NOMEM | Errno::ACCESS) => false,
             // Nothing stands there any more: where the directory is now is not known.
@@ -531,11 +697,12 @@ impl Watcher {
             .partition(|m| now.saturating_duration_since(m.at) >= MOVE_PATIENCE);
         self.moves = waiting;
         for moved in gone {
+            // One that still stands there has taken the place of another by an exchange.
             if let Some(directory) = moved.directory
                 && state.dirs.key(directory).as_ref() == Some(&moved.key)
+                && self.is_another(state, directory)
             {
-                let watches = state.remove_directory(directory, now);
-                self.remove(&watches);
+                self.look_anew(state, &moved.key, now);
             }
         }
     }
@@ -553,11 +720,19 @@ impl Watcher {
         }
     }
 
+    /// Directories that did not stand in their place when they were to be looked at.
+    fn look_at_unseen(&self, state: &mut State, now: Instant) {
+        for id in std::mem::take(&mut state.unseen) {
+            if state.dirs.contains(id) && !state.dirs.watched(id) {
+                self.scan(state, id, Noting::All, now);
+            }
+        }
+    }
+
     /// Events were lost or not understood: looks at every directory again without dropping a watch.
     fn reconcile(&mut self, state: &mut State, now: Instant) {
         let since = state.read_until.unwrap_or(UNIX_EPOCH) - MARGIN;
         state.read_until = Some(SystemTime::now());
-        self.confused = false;
         self.moves.clear();
         for standby in &mut state.standbys {
             // What they say may be half of the truth; the names that they concern are marked.
@@ -568,15 +743,28 @@ impl Watcher {
             let changed = self.rescan(state, root, Noting::ChangedSince(since), now);
             request_comparison(state, &changed);
         }
+        state.confused = false;
     }
 
     fn poll_unwatched(&mut self, state: &mut State, now: Instant) {
         let since = SystemTime::now() - self.last_poll.elapsed() - MARGIN;
         self.last_poll = now;
+        if state.unwatched_file {
+            state.traceless.get_or_insert(since);
+        }
         for id in state.dirs.topmost_polled() {
             let changed = self.rescan(state, id, Noting::ChangedSince(since), now);
             request_comparison(state, &changed);
         }
+    }
+}
+
+/// How a directory is watched. A root may be a link, and is followed as rsync does.
+fn flags_of(state: &State, id: NodeId) -> WatchFlags {
+    if state.dirs.key(id).is_none() {
+        FLAGS.difference(WatchFlags::DONT_FOLLOW)
+    } else {
+        FLAGS
     }
 }
 
@@ -644,7 +832,7 @@ fn will_be_written(state: &State, key: &Key) -> bool {
     fs::symlink_metadata(below(&tree.path, &path)).is_ok_and(|m| m.is_file() && m.nlink() == 1)
 }
 
-fn changed_since(metadata: &fs::Metadata, since: SystemTime) -> bool {
+pub fn changed_since(metadata: &fs::Metadata, since: SystemTime) -> bool {
     let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
     let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or(0);
     UNIX_EPOCH + Duration::new(seconds, nanoseconds) >= since
@@ -661,23 +849,23 @@ fn own_event(state: &mut State, tree: usize, name: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::pattern::Patterns;
     use crate::state::{StandbyState, TreeState};
+    use settings::pattern::Patterns;
 
-    struct Tree {
-        watcher: Watcher,
-        state: State,
-        root: PathBuf,
+    pub struct Tree {
+        pub watcher: Watcher,
+        pub state: State,
+        pub root: PathBuf,
         _directory: tempfile::TempDir,
     }
 
     impl Tree {
         /// Watches a tree with these directories.
-        fn with(directories: &[&str]) -> Self {
+        pub fn with(directories: &[&str]) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let root = directory.path().join("root");
             fs::create_dir_all(root.join(root::OWN)).unwrap();
@@ -731,14 +919,32 @@ mod tests {
             paths
         }
 
-        /// Every directory is known by its place, and watched.
-        fn is_right(&self) {
-            let known = self.state.dirs.below(self.state.trees[0].root);
-            for id in known {
+        /// Every directory is known by its place, and watched; nothing else is.
+        pub fn is_right(&self) {
+            let mut known: Vec<PathBuf> = Vec::new();
+            for id in self.state.dirs.below(self.state.trees[0].root) {
                 let path = below(&self.root, &self.state.dirs.path(id).unwrap());
                 let wd = inotify::add_watch(&self.watcher.fd, &path, FLAGS).unwrap();
                 assert_eq!(self.state.dirs.watch(id), Some(wd), "{}", path.display());
+                assert_eq!(self.state.dirs.by_watch(wd), Some(id));
+                known.push(path);
             }
+            let mut there = vec![self.root.clone()];
+            let mut next = 0;
+            while let Some(directory) = there.get(next).cloned() {
+                for entry in fs::read_dir(directory).unwrap().flatten() {
+                    if entry.file_type().unwrap().is_dir() && entry.file_name() != root::OWN {
+                        there.push(entry.path());
+                    }
+                }
+                next += 1;
+            }
+            known.sort();
+            there.sort();
+            assert_eq!(known, there);
+            // None without a parent.
+            assert_eq!(self.state.dirs.totals(0).0, known.len() as u64);
+            assert_eq!(self.state.dirs.totals(0).1, 0);
         }
     }
 
@@ -831,5 +1037,68 @@ mod tests {
         fs::write(tree.root.join("a/file"), "later").unwrap();
         tree.settle();
         assert_eq!(tree.marked(), ["a/file"]);
+    }
+
+    fn exchange(one: &Path, other: &Path) {
+        let flags = rustix::fs::RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).unwrap();
+    }
+
+    #[test]
+    fn below_a_directory_that_moves_on_nothing_is_overlooked() {
+        // What happens in a, which is b when its events are read.
+        let cases: [fn(&Path); 4] = [
+            |root| fs::create_dir_all(root.join("a/new/deep")).unwrap(),
+            |root| fs::rename(root.join("x"), root.join("a/new")).unwrap(),
+            |root| exchange(&root.join("x"), &root.join("a/new")),
+            |root| exchange(&root.join("a/other"), &root.join("a/new")),
+        ];
+        for (case, happens) in cases.iter().enumerate() {
+            let mut tree = if case < 2 {
+                Tree::with(&["a", "x/deep"])
+            } else {
+                Tree::with(&["a/new/deep", "a/other/deep", "x/deep"])
+            };
+            happens(&tree.root);
+            fs::rename(tree.root.join("a"), tree.root.join("b")).unwrap();
+            tree.settle();
+            tree.is_right();
+            assert_eq!(tree.state.unread(), 0);
+            fs::write(tree.root.join("b/new/deep/file"), "x").unwrap();
+            tree.settle();
+            let marked = tree.marked();
+            assert!(
+                marked.contains(&"b/new/deep/file".to_owned()),
+                "case {case}: {marked:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_exchange_with_what_was_not_seen_yet_is_followed() {
+        let mut tree = Tree::with(&["a/a"]);
+        fs::create_dir_all(tree.root.join("b/b/deep")).unwrap();
+        exchange(&tree.root.join("a/a"), &tree.root.join("b/b"));
+        tree.settle();
+        tree.is_right();
+        tree.marked();
+        fs::write(tree.root.join("a/a/deep/file"), "x").unwrap();
+        tree.settle();
+        assert_eq!(tree.marked(), ["a/a/deep/file"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_met_before_its_move_was_read_keeps_its_watch() {
+        let mut tree = Tree::with(&["a/b", "b"]);
+        // The first look at b/b finds what was a/b, and b/b is deleted by the events.
+        fs::create_dir(tree.root.join("b/b")).unwrap();
+        fs::remove_dir_all(tree.root.join("b")).unwrap();
+        fs::rename(tree.root.join("a"), tree.root.join("b")).unwrap();
+        tree.settle();
+        tree.is_right();
+        tree.marked();
+        fs::write(tree.root.join("b/b/file"), "x").unwrap();
+        tree.settle();
+        assert_eq!(tree.marked(), ["b/b/file"]);
     }
 }

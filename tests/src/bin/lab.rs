@@ -35,6 +35,8 @@ enum Verb {
         #[arg(long, value_enum, default_value = "bookworm")]
         suite: Suite,
     },
+    /// Build the release before this one if it is not there, and no more
+    ReleaseBefore,
     /// Run a command in a node
     Exec {
         /// The node
@@ -97,7 +99,10 @@ enum Verb {
     #[command(hide = true)]
     BecomeNode { node: NodeName },
     #[command(hide = true)]
-    Messenger,
+    Messenger {
+        #[arg(long)]
+        out_of_order: bool,
+    },
     #[command(hide = true)]
     Writer {
         #[arg(long)]
@@ -146,8 +151,16 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
     let words = |command: &[String]| command.iter().map(String::clone).collect::<Vec<_>>();
     let nothing = |()| (String::new(), 0);
     match verb {
-        Verb::Up { suite, advert_int } => lab.up(&Options { suite, advert_int }).map(nothing),
+        Verb::Up { suite, advert_int } => {
+            let options = Options {
+                suite,
+                advert_int,
+                ..Options::default()
+            };
+            lab.up(&options).map(nothing)
+        }
         Verb::Image { suite } => lab::image(suite).map(|image| (image.display().to_string(), 0)),
+        Verb::ReleaseBefore => lab::release_before().map(|tree| (tree.display().to_string(), 0)),
         Verb::Exec { node, command } => {
             let words = words(&command);
             lab.exec(node, &words.iter().map(String::as_str).collect::<Vec<_>>())
@@ -173,7 +186,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
         Verb::Down => lab.down().map(nothing),
         Verb::Wipe => lab.wipe().map(nothing),
         Verb::BecomeNode { node } => Err(lab::become_node(node)),
-        Verb::Messenger => lab::messenger::run().map(nothing),
+        Verb::Messenger { out_of_order } => lab::messenger::run(out_of_order).map(nothing),
         Verb::WebLoad {
             uploaders,
             users_a_second,

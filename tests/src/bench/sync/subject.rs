@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use observe::SyncState;
+use nodefiles::sync_status::SyncState;
 
 use super::tree;
 use crate::{Lab, LabError, NodeName, at, mirror};
