@@ -10,13 +10,15 @@
 )]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::messenger::Received;
 use crate::writer::now;
-use crate::{Lab, LabError, Messenger, NodeName, Report, Roles, Turn, Writer, event, wait_until};
+use crate::{
+    Lab, LabError, Messenger, NodeName, Report, Roles, Turn, Writer, event, tell, wait_until,
+};
 
 use NodeName::{Node1, Node2};
 
@@ -69,26 +71,41 @@ pub fn window(lab: &Lab) -> f64 {
 
 /// Waits until the standby of `primary` has a fresh proof, so commits wait for it, and nothing else is noted.
 pub fn complete(lab: &Lab, primary: NodeName) {
-    let standby = primary.other();
-    wait_until("a standby that has everything", LIMIT, || {
-        let shown = json(lab, standby, PROOF)?
-            .and_then(|proofs| proofs["shown"][primary.to_string()]["asked_at"].as_f64());
-        let age = shown.map(|asked_at| observe::uptime_seconds() - asked_at);
-        let noted = [(primary, ALONE), (standby, ALONE), (standby, STALE)]
-            .into_iter()
-            .filter_map(|(node, path)| match is_there(lab, node, path) {
-                Ok(false) => None,
-                Ok(true) => Some(Ok(path)),
-                Err(error) => Some(Err(error)),
+    lab.complete(primary, LIMIT).unwrap();
+}
+
+impl Lab {
+    /// Waits until the standby of `primary` has a fresh proof, so commits wait for it, and nothing else is noted:
+    /// from then on it opens when the primary loses its power.
+    pub fn complete(&self, primary: NodeName, limit: Duration) -> Result<(), LabError> {
+        let standby = primary.other();
+        let start = Instant::now();
+        wait_until("a standby that has everything", limit, || {
+            let shown = json(self, standby, PROOF)?
+                .and_then(|proofs| proofs["shown"][primary.to_string()]["asked_at"].as_f64());
+            let age = shown.map(|asked_at| observe::uptime_seconds() - asked_at);
+            let noted = [(primary, ALONE), (standby, ALONE), (standby, STALE)]
+                .into_iter()
+                .filter_map(|(node, path)| match is_there(self, node, path) {
+                    Ok(false) => None,
+                    Ok(true) => Some(Ok(path)),
+                    Err(error) => Some(Err(error)),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(if age.is_some_and(|age| age < FRESH) && noted.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("a proof of age {age:?}, {noted:?}"))
             })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(if age.is_some_and(|age| age < FRESH) && noted.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("a proof of age {age:?}, {noted:?}"))
-        })
-    })
-    .unwrap();
+        })?;
+        if start.elapsed() > Duration::from_secs(2) {
+            tell(&format!(
+                "{standby} has everything after {:.1?}",
+                start.elapsed()
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Waits for a moment of the scenario, in seconds on the monotonic clock.
@@ -321,18 +338,26 @@ impl<'a> Trial<'a> {
 
     /// Waits until an alert of one of these kinds has arrived from a node.
     pub fn arrives(&self, node: NodeName, events: &[&str]) {
+        let _text = self.arrival(node, events);
+    }
+
+    /// The same, and gives its text.
+    pub fn arrival(&self, node: NodeName, events: &[&str]) -> String {
+        let mut text = String::new();
         wait_until("an alert", LIMIT, || {
             let received = received();
-            let arrived = received.iter().skip(self.alerts).any(|alert| {
+            let arrived = received.iter().skip(self.alerts).find(|alert| {
                 alert.node == node.to_string() && events.contains(&alert.event.as_str())
             });
-            Ok(if arrived {
+            Ok(if let Some(arrived) = arrived {
+                text.clone_from(&arrived.text);
                 Ok(())
             } else {
                 Err(format!("none of {events:?} from {node}"))
             })
         })
         .unwrap_or_else(|error| self.fails(&error.to_string()));
+        text
     }
 
     /// Fails; what both nodes say is printed.

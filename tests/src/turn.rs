@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use process::Program;
+
 use crate::{Lab, LabError, NodeName, Options, tell};
 
 /// How often the lab was made anew for a test of this process.
@@ -38,7 +40,8 @@ impl Drop for Turn {
 }
 
 impl Lab {
-    /// Brings both nodes up, with node1 as the primary, for one test of this process at a time.
+    /// Brings both nodes up, with node1 as the primary and a standby that has everything, for one test of this
+    /// process at a time.
     pub fn whole(program: &str, limit: Duration) -> Result<(Turn, Self), LabError> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let before = ONE_AT_A_TIME.lock();
@@ -55,7 +58,10 @@ impl Lab {
             lab: lab.clone(),
         };
         lab.up(&Options::default())?;
-        if let Err(error) = lab.make_whole(NodeName::Node1, limit) {
+        let whole = lab
+            .make_whole(NodeName::Node1, limit)
+            .and_then(|()| lab.complete(NodeName::Node1, limit));
+        if let Err(error) = whole {
             lab.tell_all();
             return Err(error);
         }
@@ -67,10 +73,21 @@ impl Lab {
         MADE_ANEW.load(Ordering::Relaxed)
     }
 
-    /// Prints what both nodes say of themselves.
+    /// Prints what both nodes say of themselves, or what is on the disk of one that is off.
     pub fn tell_all(&self) {
         for node in NodeName::ALL {
-            match self.exec(node, &["sh", "-c", SAID]) {
+            let said = match self.exec(node, &["sh", "-c", SAID]) {
+                Ok(said) => Ok(said),
+                Err(error) => {
+                    tell(&format!("{node}: {error}"));
+                    Program::new("chroot")
+                        .arg(node.root())
+                        .args(["sh", "-c", SAID])
+                        .run()
+                        .map_err(LabError::from)
+                }
+            };
+            match said {
                 Ok(said) => tell(&format!("{node} says\n{}", said.text())),
                 Err(error) => tell(&format!("{node}: {error}")),
             }

@@ -11,7 +11,7 @@
     reason = "a test fails by panicking and prints its figures"
 )]
 
-use lab::trial::{BUSY, LIMIT, RESIDENT, Trial, complete};
+use lab::trial::{BUSY, LIMIT, RESIDENT, SIGN, Trial, complete, json};
 use lab::writer::now;
 use lab::{Lab, NodeName, Turn, wait_until};
 
@@ -64,6 +64,46 @@ fn check_says(lab: &Lab, node: NodeName, check: &str, wanted: &str) {
         })
     })
     .unwrap();
+}
+
+#[test]
+fn a_window_that_differs_is_named_and_a_new_one_holds_without_a_restart() {
+    const CONF: &str = "/etc/keepalived/keepalived.conf";
+    let (_one_at_a_time, lab) = quiet_lab();
+    let mut trial = Trial::start(&lab, "W of 8.5 s on one node, then on both, then as it was");
+    let begun = now();
+    let lengthen = format!("cp {CONF} /root/conf; sed -i 's/advert_int 1$/advert_int 2/' {CONF}");
+    let shorten = format!("mv /root/conf {CONF}");
+    sh(&lab, Node1, &lengthen);
+    trial.arrives(Node2, &["standby-stale"]);
+    let told = trial.arrival(Node2, &["windows-differ"]);
+    assert!(
+        told.contains("4.5 s here") && told.contains("s on node1"),
+        "{told}"
+    );
+    sh(&lab, Node2, &lengthen);
+    complete(&lab, Node1);
+    trial.arrives(Node2, &["windows-agree"]);
+    for node in [Node1, Node2] {
+        sh(&lab, node, &shorten);
+    }
+    wait_until("the first window on both", LIMIT, || {
+        let signs = [Node1, Node2].map(|node| json(&lab, node, SIGN));
+        Ok(
+            if signs.iter().all(|sign| {
+                sign.as_ref()
+                    .is_ok_and(|sign| sign.as_ref().is_some_and(|s| s["window_ms"] == 4500))
+            }) {
+                Ok(())
+            } else {
+                Err(format!("{signs:?}"))
+            },
+        )
+    })
+    .unwrap();
+    complete(&lab, Node1);
+    let pause = trial.node1_goes_on(begun);
+    assert!(pause < 1.0, "{pause:.2} s without a write");
 }
 
 /// Somebody's mistake.

@@ -30,6 +30,8 @@ const PATIENCE_SECONDS: f64 = 8.0;
 
 /// Keepalived obeys its track file within milliseconds; a tick comes every two seconds.
 const HEED: Duration = Duration::from_millis(1500);
+/// Windows that differ for so long are told.
+const WINDOWS: Duration = Duration::from_secs(20);
 /// Runs the resident program.
 const LINKS_UNIT: &str = "keepalived-companion-links.service";
 /// Keepalived removes its addresses and tells the others before it ends.
@@ -136,6 +138,48 @@ fn tell_of_node(settings: &Settings, seen: &Look, config: &Path) {
     );
 }
 
+/// A standby that gets no proof, although its primary answers, may go by another window: then neither shows the other
+/// anything, and a person has to make the two files alike.
+fn compare_windows(settings: &Settings, seen: &Look) {
+    let primary = seen.seen.primary().filter(|_| {
+        let local = seen.seen.local.database.server();
+        local.is_some_and(|me| !me.writable) && seen.seen.stale_since.is_some()
+    });
+    let Some((peer, _)) = primary else {
+        tell::cause(settings, Topic::Window, None);
+        return;
+    };
+    // Where it cannot be asked, what was told before still holds.
+    let Some(theirs) = window_of(settings, &peer.name) else {
+        return;
+    };
+    let Some(own) = nodefiles::resident::window_ms(settings, &observe::boot_id()) else {
+        return;
+    };
+    let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+    let text = (theirs != own).then(|| {
+        format!(
+            "the window W is {:.1} s here and {:.1} s on {}, so this standby gets no proof that it has everything, \
+             and does not take over by itself. Next: the same advert_int and priorities in keepalived.conf, and the \
+             same role.alone_after_ms and timeouts in companion.toml, on both nodes; links --check-config shows W",
+            seconds(own),
+            seconds(theirs),
+            peer.name
+        )
+    });
+    // While somebody edits one node's files and then the other's, there is nothing to tell.
+    let text = text.as_deref().map(|text| (text, WINDOWS.as_secs_f64()));
+    tell::cause(settings, Topic::Window, text);
+}
+
+fn window_of(settings: &Settings, peer: &str) -> Option<u64> {
+    let node = settings.peers().find(|node| node.name == peer)?;
+    let address = observe::reachable(settings, node, settings.peer.port)?;
+    let mut link = Link::open(settings, node, address).ok()?;
+    link.observe().ok()?;
+    link.window_ms()
+}
+
 /// Why a tick could not act.
 #[derive(Debug, thiserror::Error)]
 enum AuditError {
@@ -193,6 +237,7 @@ fn tick(
             relay_log::pace(settings, &mut glance)?;
             let settled = settle(settings, &mut glance, &decision, None);
             tell_of_node(settings, &glance, config);
+            compare_windows(settings, &glance);
             settled?;
             return Ok(automatic::consider(settings, &glance)?);
         }

@@ -110,6 +110,7 @@ pub struct Link {
     peer: String,
     /// The version of the conversation that the peer has told; none before it was observed.
     protocol: Option<u32>,
+    window_ms: Option<u64>,
     conversation: Conversation,
     answer_timeout: Duration,
     silence: Duration,
@@ -135,6 +136,7 @@ impl Link {
             me: settings.local().name.clone(),
             peer: peer.name.clone(),
             protocol: None,
+            window_ms: None,
             conversation,
             answer_timeout: settings.role.answer_timeout,
             silence: silence(settings),
@@ -156,6 +158,12 @@ impl Link {
     /// The version that the peer has told; none before it was observed.
     pub fn protocol(&self) -> Option<u32> {
         self.protocol
+    }
+
+    /// The window that the peer's resident program goes by, in ms; none before it was observed, or where it does
+    /// not tell it.
+    pub fn window_ms(&self) -> Option<u64> {
+        self.window_ms
     }
 
     /// Whether the peer, a primary, shows its pledge, and the epoch that it is of.
@@ -194,8 +202,13 @@ impl Link {
     /// The peer's own view of itself.
     pub fn observe(&mut self) -> Result<NodeView, LinkError> {
         match self.ask(&Request::Observe {}, Duration::ZERO)? {
-            Response::Node { node, protocol } => {
+            Response::Node {
+                node,
+                protocol,
+                window_ms,
+            } => {
                 self.protocol = Some(protocol);
+                self.window_ms = window_ms;
                 Ok((*node).into())
             }
             other => Err(self.unexpected(&other)),

@@ -277,6 +277,7 @@ fn respond(settings: &Settings, request: &Request, state: &mut Conversation) -> 
             Response::Node {
                 node: Box::new(node.into()),
                 protocol: wire::PROTOCOL,
+                window_ms: nodefiles::resident::window_ms(settings, &observe::boot_id()),
             }
         }
         Request::Files {} => Response::Files {

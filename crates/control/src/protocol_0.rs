@@ -126,12 +126,13 @@ fn its_answers_are_read_and_it_reads_ours() {
         let read: wire::Response = serde_json::from_str(line).unwrap();
         // Through the types that the decisions are made with, as an answer from here comes.
         let ours = match read {
-            wire::Response::Node { node, protocol } => {
+            wire::Response::Node { node, protocol, .. } => {
                 assert_eq!(protocol, 0, "it does not tell its version");
                 let view = role::NodeView::from(*node);
                 wire::Response::Node {
                     node: Box::new(view.into()),
                     protocol: wire::PROTOCOL,
+                    window_ms: Some(4500),
                 }
             }
             other => other,

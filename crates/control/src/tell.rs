@@ -78,6 +78,7 @@ pub fn cause(settings: &Settings, topic: Topic, cause: Option<(&str, f64)>) {
         Topic::Role => ("role-attention", "role-settled"),
         Topic::Settings => ("settings-mistake", "settings-mended"),
         Topic::Files => ("files-unusable", "files-usable"),
+        Topic::Window => ("windows-differ", "windows-agree"),
     };
     let Some((text, after)) = cause else {
         if told != Cause::default() {

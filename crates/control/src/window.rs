@@ -53,6 +53,11 @@ impl Window {
         u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Whether the settings give it, whatever keepalived.conf says.
+    pub fn is_set(&self) -> bool {
+        self.set
+    }
+
     /// What a person should know of it, when there is something.
     pub fn concern(&self) -> Option<String> {
         let window = self.length.as_secs_f64();

@@ -109,6 +109,9 @@ pub enum Response {
         /// The version of the conversation that it speaks: 0 when it does not say so.
         #[serde(default)]
         protocol: u32,
+        /// The window W that its resident program goes by, in ms. Asked for a person only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        window_ms: Option<u64>,
     },
     /// What its sender of files says; nothing when none runs.
     Files {

@@ -14,6 +14,8 @@ pub enum Topic {
     Settings,
     /// The files of this node: `cause-files.json`.
     Files,
+    /// The windows of this node and its primary: `cause-window.json`.
+    Window,
 }
 
 /// A cause; the default is none.
@@ -34,6 +36,7 @@ pub fn file(settings: &Settings, topic: Topic) -> JsonFile<Cause> {
         Topic::Role => "cause.json",
         Topic::Settings => "cause-settings.json",
         Topic::Files => "cause-files.json",
+        Topic::Window => "cause-window.json",
     };
     JsonFile::volatile(settings.paths.run.join(name), 1).or_in(&settings.paths.state)
 }

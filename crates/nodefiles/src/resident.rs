@@ -20,3 +20,9 @@ pub struct Resident {
 pub fn file(settings: &Settings) -> JsonFile<Resident> {
     JsonFile::volatile(settings.paths.run.join("resident.json"), 1)
 }
+
+/// The window that the resident program of this boot goes by, or went by last, in ms.
+pub fn window_ms(settings: &Settings, boot_id: &str) -> Option<u64> {
+    let sign = file(settings).read().ok().flatten()?;
+    (sign.boot_id == boot_id).then_some(sign.window_ms)
+}

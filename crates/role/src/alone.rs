@@ -144,6 +144,15 @@ pub fn window(
     Duration::from_millis(u64::try_from(exact.as_millis().div_ceil(100) * 100).unwrap_or(u64::MAX))
 }
 
+/// How long a standby that says nothing may rely on a pledge that is gone. `before` is the time since a program with
+/// another window has ended, and that window: what it showed lasts for as long.
+pub fn reliance(window: Duration, before: Option<(Duration, Duration)>) -> Duration {
+    match before {
+        Some((ended_for, before)) if ended_for < before => window.max(before),
+        _ => window,
+    }
+}
+
 /// From this priority on the skew is short.
 const NEAR_THE_TOP: u8 = 200;
 /// How long a take-over waits for a host whose kernel answers and whose programs do not, while it has a proof.
@@ -196,6 +205,16 @@ mod tests {
         };
         assert_eq!(slow(150).next(W), Next::Wait);
         assert_eq!(slow(151).next(W), Next::TakeBack);
+    }
+
+    #[test]
+    fn a_shorter_window_does_not_count_while_proofs_of_the_longer_one_hold() {
+        let longer = Duration::from_secs(9);
+        assert_eq!(reliance(W, None), W);
+        assert_eq!(reliance(W, Some((Duration::ZERO, longer))), longer);
+        assert_eq!(reliance(W, Some((Duration::from_secs(8), longer))), longer);
+        assert_eq!(reliance(W, Some((longer, longer))), W);
+        assert_eq!(reliance(longer, Some((Duration::ZERO, W))), longer);
     }
 
     #[test]

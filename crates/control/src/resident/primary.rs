@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use alerts::Severity;
 use nodefiles::alone::{self, Alone};
-use observe::{Session, SqlError, Target, read_epoch};
-use role::alone::{Next, Primary, Standby, TROUBLE};
+use nodefiles::resident;
+use observe::{Session, SqlError, Target, boot_id, read_epoch};
+use role::alone::{Next, Primary, Standby, TROUBLE, reliance};
 use role::{Epoch, GtidSet, Known};
 use settings::{Node, Settings};
 
@@ -47,6 +48,9 @@ struct Sight {
 pub struct Guard<'a> {
     settings: &'a Settings,
     window: Duration,
+    /// When this program began, and the window of the one before it: standbys may have proofs of that one's pledge,
+    /// which last for as long.
+    before: Option<(Instant, Duration)>,
     name: String,
     /// Since when the database is open without this program's pledge.
     unpledged_since: Option<Instant>,
@@ -64,6 +68,8 @@ impl<'a> Guard<'a> {
         Self {
             settings,
             window: window.length,
+            before: resident::window_ms(settings, &boot_id())
+                .map(|before| (Instant::now(), Duration::from_millis(before))),
             name: pledge_name(window.milliseconds()),
             unpledged_since: None,
             was_bound: false,
@@ -87,6 +93,11 @@ impl<'a> Guard<'a> {
         if self.unpledged_since.is_some() {
             self.unpledged_since = Some(Instant::now());
         }
+    }
+
+    fn window(&self) -> Duration {
+        let before = self.before.map(|(begun, before)| (begun.elapsed(), before));
+        reliance(self.window, before)
     }
 
     fn quoted(&self) -> String {
@@ -130,11 +141,12 @@ impl<'a> Guard<'a> {
             // The connection is only not known to be dead yet.
             seen.replicas = 0;
         }
-        let mut next = seen.next(self.window);
+        let window = self.window();
+        let mut next = seen.next(window);
         if next == Next::TakeBack {
             // And on at once: a standby that left in order is asked in the same look.
             self.take_back(session, &mut seen)?;
-            next = seen.next(self.window);
+            next = seen.next(window);
         }
         if next == Next::Ask {
             if self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
@@ -145,7 +157,7 @@ impl<'a> Guard<'a> {
             seen.unpledged_for = self
                 .unpledged_since
                 .map_or(Duration::ZERO, |at| at.elapsed());
-            next = seen.next(self.window);
+            next = seen.next(window);
             if next == Next::Wait {
                 self.tell_once(&seen);
             }
