@@ -135,6 +135,32 @@ fn an_account_statement_that_waits_for_the_standby_is_let_go_as_well() {
     complete(&lab, Node1);
 }
 
+/// Shorter than the time after which a closed one is killed, and longer than the audit's tick.
+#[test]
+fn a_standby_whose_database_stalls_for_a_moment_is_not_killed() {
+    /// Seconds.
+    const STALLS: f64 = 3.0;
+    let (_one_at_a_time, lab) = quiet_lab();
+    let mut run = Trial::start(&lab, format!("the standby's database stalls {STALLS} s"));
+    let process = || {
+        let show = ["systemctl", "show", "-P", "MainPID", "mariadb"];
+        lab.exec(Node2, &show).unwrap().text().trim().to_owned()
+    };
+    let signal = |name: &str| {
+        let kill = ["systemctl", "kill", "-s", name, "mariadb"];
+        lab.exec(Node2, &kill).unwrap().success().unwrap();
+    };
+    let before = process();
+    let struck = now();
+    signal("STOP");
+    await_moment(struck + STALLS);
+    signal("CONT");
+    let pause = run.node1_goes_on(struck);
+    run.assert_within_window(pause);
+    complete(&lab, Node1);
+    assert_eq!(process(), before, "killed");
+}
+
 #[test]
 fn a_standby_that_leaves_in_order_stops_nothing() {
     /// Seconds.

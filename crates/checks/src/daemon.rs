@@ -292,6 +292,7 @@ pub(crate) mod examples {
             role,
             epoch: 3,
             at: now().at - since,
+            closed: false,
         }
     }
 

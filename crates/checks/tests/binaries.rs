@@ -239,6 +239,7 @@ impl Node {
             role,
             epoch: 3,
             at: uptime_seconds() - 5000.0,
+            closed: false,
         };
         self.write("role.json", &state);
     }

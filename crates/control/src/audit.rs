@@ -1,7 +1,7 @@
 //! The audit: looks, decides, acts. Started by the timer and by every hook.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alerts::Severity;
 use clap::Parser;
@@ -32,6 +32,10 @@ const PATIENCE_SECONDS: f64 = 8.0;
 const HEED: Duration = Duration::from_millis(1500);
 /// Windows that differ for so long are told.
 const WINDOWS: Duration = Duration::from_secs(20);
+/// A closed database that does not answer for so long is killed, so that it comes back as a standby.
+const STALL: Duration = Duration::from_secs(5);
+/// Between two tries.
+const TRIES: Duration = Duration::from_millis(100);
 /// Runs the resident program.
 const LINKS_UNIT: &str = "keepalived-companion-links.service";
 /// Keepalived removes its addresses and tells the others before it ends.
@@ -313,6 +317,38 @@ fn locally_writable(settings: &Settings) -> bool {
         .is_ok_and(|read_only| !read_only)
 }
 
+/// The local database does not answer, and another node takes over.
+fn kill_silent(settings: &Settings) -> Result<(), AuditError> {
+    // A standby's disk may stall. What was seen closed cannot write when it goes on.
+    if node_role::is_closed(settings) && answers_again(settings) {
+        log::warn!("the local database did not answer for a moment; it was closed, and goes on");
+        return Ok(());
+    }
+    act::kill_local(settings)?;
+    tell::alert(
+        settings,
+        "fenced",
+        Severity::Critical,
+        "the local database did not answer while another node takes over: killed, it starts again read-only",
+    );
+    Ok(())
+}
+
+/// Waits for the local database, as long as a closed one may take.
+fn answers_again(settings: &Settings) -> bool {
+    let start = Instant::now();
+    loop {
+        let asked = Session::connect(settings, observe::Target::Local, settings.checks.deadline)
+            .and_then(|mut session| session.row::<bool>("SELECT @@read_only"));
+        match asked {
+            // An open one is another matter: it is killed, or the next look says what becomes of it.
+            Ok(read_only) => return read_only,
+            Err(_) if start.elapsed() > STALL => return false,
+            Err(_) => std::thread::sleep(TRIES),
+        }
+    }
+}
+
 /// systemd starts the resident program again when it dies or hangs. Where that has not helped, a person should
 /// know: without it a primary whose standby goes acknowledges nothing any more, and a standby opens no more.
 fn supervise(settings: &Settings) {
@@ -537,16 +573,7 @@ fn change(settings: &Settings, seen: &mut Look, decision: &Decision) -> Result<(
         Decision::FenceAll { .. } | Decision::FencePeers { .. } => {
             end_second_primary(settings, seen, decision)
         }
-        Decision::KillLocal => {
-            act::kill_local(settings)?;
-            tell::alert(
-                settings,
-                "fenced",
-                Severity::Critical,
-                "the local database did not answer while another node takes over: killed, it starts again read-only",
-            );
-            Ok(())
-        }
+        Decision::KillLocal => kill_silent(settings),
         Decision::GiveUpVip(why) => {
             leave_vip(settings)?;
             let text = format!("the VIP is left to the others: {why}");

@@ -35,9 +35,17 @@ fn told(settings: &Settings) -> Option<Told> {
 
 /// Tells this role and epoch.
 pub fn write(settings: &Settings, role: NodeRole, epoch: u64) {
-    if told(settings) == Some((role, epoch)) {
-        return;
+    if told(settings) != Some((role, epoch)) {
+        put(settings, role, epoch, false);
     }
+}
+
+/// Whether the database was closed when it was last seen, and nothing here has opened it since.
+pub fn is_closed(settings: &Settings) -> bool {
+    role_state::read(settings).is_some_and(|state| state.role == NodeRole::Standby && state.closed)
+}
+
+fn put(settings: &Settings, role: NodeRole, epoch: u64, closed: bool) {
     log::info!("role.json: {role:?}, epoch {epoch}");
     tell::write(
         &role_state::file(settings),
@@ -45,19 +53,26 @@ pub fn write(settings: &Settings, role: NodeRole, epoch: u64) {
             role,
             epoch,
             at: uptime_seconds(),
+            closed,
         },
     );
 }
 
+/// What [`follow`] would tell, when that is new: also that a standby is seen closed now.
+fn news(settings: &Settings, database: &Database, highest_epoch: u64) -> Option<Told> {
+    let told = told(settings).filter(|(role, _)| *role == NodeRole::Active || is_closed(settings));
+    role_of(database, highest_epoch, told)
+}
+
 /// Whether [`follow`] would tell something new.
 pub fn is_new(settings: &Settings, database: &Database, highest_epoch: u64) -> bool {
-    role_of(database, highest_epoch, told(settings)).is_some()
+    news(settings, database, highest_epoch).is_some()
 }
 
 /// Tells what the database, just looked at, makes of this node. The role lock is held.
 pub fn follow(settings: &Settings, database: &Database, highest_epoch: u64) {
-    if let Some((role, epoch)) = role_of(database, highest_epoch, told(settings)) {
-        write(settings, role, epoch);
+    if let Some((role, epoch)) = news(settings, database, highest_epoch) {
+        put(settings, role, epoch, role == NodeRole::Standby);
     }
 }
 
@@ -152,6 +167,28 @@ mod tests {
         assert_eq!(file().ino(), first.ino(), "rewritten for nothing");
         write(&settings, Standby, 6);
         assert_eq!(told(&settings), Some((Standby, 6)));
+    }
+
+    #[test]
+    fn a_database_is_closed_only_once_it_was_seen_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        write(&settings, Active, 5);
+        // It gives way, and whether its database has closed is another matter.
+        stand_by(&settings);
+        assert!(!is_closed(&settings));
+        assert!(is_new(&settings, &answering(false, 5), 5));
+        follow(&settings, &answering(false, 5), 5);
+        assert!(is_closed(&settings));
+        assert!(!is_new(&settings, &answering(false, 5), 5));
+        follow(&settings, &Database::Silent, 5);
+        stand_by(&settings);
+        assert!(is_closed(&settings));
+        for opened in [Changing, Active] {
+            follow(&settings, &answering(false, 5), 5);
+            write(&settings, opened, 6);
+            assert!(!is_closed(&settings), "{opened:?}");
+        }
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct RoleState {
     pub epoch: u64,
     /// When it was written, in seconds since boot.
     pub at: f64,
+    /// The database was seen closed since it last could be open.
+    #[serde(default)]
+    pub closed: bool,
 }
 
 /// The file. It is replaced only when it changes, because each replacement wakes who watches it.
@@ -54,12 +57,13 @@ mod tests {
             role: NodeRole::Standby,
             epoch: 7,
             at: 12.5,
+            closed: true,
         };
         crate::testing::assert_form(
             &file,
             &state,
-            r#"{"version":1,"role":"standby","epoch":7,"at":12.5}"#,
-            &[r#"{"role":"standby","epoch":7,"at":12.5}"#],
+            r#"{"version":1,"role":"standby","epoch":7,"at":12.5,"closed":true}"#,
+            &[r#"{"role":"standby","epoch":7,"at":12.5,"closed":true}"#],
         );
     }
 }
