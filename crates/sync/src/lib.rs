@@ -29,6 +29,7 @@ mod root;
 mod sample;
 mod service;
 mod session;
+mod slots;
 mod socket;
 mod standby;
 mod state;

@@ -8,11 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use settings::Settings;
 
@@ -20,6 +20,7 @@ use crate::dirs::Key;
 use crate::hold;
 use crate::root;
 use crate::sample;
+use crate::slots::{Slot, Slots};
 use crate::state::{Seal, Shared, Waited};
 
 /// A client that does not ask within this time is dropped.
@@ -33,8 +34,12 @@ const RELEASE: Duration = Duration::from_secs(600);
 /// Longest time for a sample, and the most files of one.
 const SAMPLE: Duration = Duration::from_secs(10);
 const MOST_SAMPLES: usize = 1000;
-/// Most connections at once.
-const MOST_CLIENTS: usize = 512;
+/// The same whether a path is elsewhere, is not there, or may not be seen: who asks is not root.
+const ELSEWHERE: &str = "it is in none of the trees of the settings";
+/// How often one who waits looks whether its client is still there.
+const LOOK: Duration = Duration::from_millis(100);
+/// Nobody reads it.
+const GONE: &str = "you have hung up";
 /// A path is shorter.
 const LONGEST_REQUEST: u64 = 64 * 1024;
 
@@ -43,8 +48,9 @@ const LONGEST_REQUEST: u64 = 64 * 1024;
 pub struct Desk {
     settings: Settings,
     current: Mutex<Current>,
-    barrier: Mutex<()>,
-    clients: AtomicUsize,
+    /// When the last barrier was written, and how it ended.
+    barrier: Mutex<Option<(Instant, Result<(), String>)>>,
+    slots: Arc<Slots>,
 }
 
 /// What the service does now.
@@ -83,25 +89,37 @@ impl Desk {
             settings: settings.clone(),
             current: Mutex::default(),
             barrier: Mutex::default(),
-            clients: AtomicUsize::new(0),
+            slots: Arc::default(),
         });
         let desk_of_the_listener = Arc::clone(&desk);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let desk = Arc::clone(&desk_of_the_listener);
-                if desk.clients.fetch_add(1, Ordering::Relaxed) >= MOST_CLIENTS {
-                    desk.clients.fetch_sub(1, Ordering::Relaxed);
+                let Some(slot) = desk.admit(&client) else {
                     continue;
-                }
+                };
                 thread::spawn(move || {
                     if let Err(error) = desk.serve(&client) {
                         log::debug!("a client of the socket: {error}");
                     }
-                    desk.clients.fetch_sub(1, Ordering::Relaxed);
+                    drop(slot);
                 });
             }
         });
         Ok(desk)
+    }
+
+    /// A slot for a client, or an answer that there is none.
+    fn admit(&self, client: &UnixStream) -> Option<Slot> {
+        let user = socket_peercred(client).ok()?.uid.as_raw();
+        let slot = self.slots.take(user);
+        if slot.is_none() {
+            let mut client = client;
+            // The listener waits for nobody.
+            let _ = client.set_nonblocking(true);
+            let _ = client.write_all(b"error too many requests at once\n");
+        }
+        slot
     }
 
     /// What the service does now.
@@ -120,7 +138,6 @@ impl Desk {
     }
 
     fn serve(&self, client: &UnixStream) -> io::Result<()> {
-        client.set_read_timeout(Some(PATIENCE))?;
         client.set_write_timeout(Some(PATIENCE))?;
         let request = read_request(client)?;
         let answer = self.answer(client, &request)?;
@@ -130,11 +147,12 @@ impl Desk {
 
     fn answer(&self, client: &UnixStream, request: &[u8]) -> io::Result<String> {
         if let Some(path) = request.strip_prefix(b"wait0 ") {
-            return Ok(self.wait(path.split(|byte| *byte == 0).next().unwrap_or_default()));
+            let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+            return Ok(self.wait(client, path));
         }
         let request = request.strip_suffix(b"\n").unwrap_or(request);
         if let Some(path) = request.strip_prefix(b"wait ") {
-            return Ok(self.wait(path));
+            return Ok(self.wait(client, path));
         }
         if !socket_peercred(client)?.uid.is_root() {
             return Ok("error only root may ask that".to_owned());
@@ -158,14 +176,14 @@ impl Desk {
     }
 
     /// `stored`, `alone REASON` or `error REASON`.
-    fn wait(&self, path: &[u8]) -> String {
+    fn wait(&self, client: &UnixStream, path: &[u8]) -> String {
         let Some(shared) = self.sending() else {
             return match &self.current().blocked {
                 Some(why) => format!("alone {why}"),
                 None => "error this node is not the active one".to_owned(),
             };
         };
-        match self.wait_for(&shared, path) {
+        match self.wait_for(&shared, client, path) {
             Ok(Waited::Stored) => "stored".to_owned(),
             Ok(Waited::Alone(why)) => {
                 let text = format!(
@@ -189,7 +207,12 @@ impl Desk {
         }
     }
 
-    fn wait_for(&self, shared: &Shared, path: &[u8]) -> Result<Waited, String> {
+    fn wait_for(
+        &self,
+        shared: &Shared,
+        client: &UnixStream,
+        path: &[u8],
+    ) -> Result<Waited, String> {
         let start = Instant::now();
         {
             let mut state = shared.lock();
@@ -197,7 +220,10 @@ impl Desk {
                 if start.elapsed() >= self.settings.sync.wait_alone {
                     return Ok(Waited::Alone("the watches do not stand yet".to_owned()));
                 }
-                state = shared.wait(state, self.settings.sync.wait_alone);
+                state = shared.wait(state, self.settings.sync.wait_alone.min(LOOK));
+                if has_gone(client) {
+                    return Err(GONE.to_owned());
+                }
             }
         }
         let key = match Self::find(shared, path)? {
@@ -236,48 +262,63 @@ impl Desk {
                 state.waiting.remove(&waiter);
                 return Ok(Waited::Alone(why));
             }
+            if has_gone(client) {
+                state.waiting.remove(&waiter);
+                return Err(GONE.to_owned());
+            }
             let left = patience.saturating_sub(start.elapsed());
-            state = shared.wait(state, left.min(Duration::from_millis(100)));
+            state = shared.wait(state, left.min(LOOK));
         }
     }
 
     /// The name in its tree; none when its directory is not known.
     fn find(shared: &Shared, path: &[u8]) -> Result<Option<Key>, String> {
-        let state = shared.lock();
-        let below = |path: &[u8]| {
-            state.trees.iter().find_map(|tree| {
-                let rest = path.strip_prefix(tree.path.as_os_str().as_bytes())?;
-                Some((tree.root, rest.strip_prefix(b"/")?.to_vec()))
-            })
-        };
         let clean = !path
             .split(|b| *b == b'/')
             .any(|part| matches!(part, b"." | b".."));
-        let found = if clean { below(path) } else { None };
-        let (root, relative) = match found {
-            Some(found) => found,
-            None => {
-                // By way of a link, or with dots in it.
-                let path = Path::new(std::ffi::OsStr::from_bytes(path));
-                let name = path.file_name().ok_or("not a path of a file")?;
-                let directory = path
-                    .parent()
-                    .ok_or("not a path of a file")?
-                    .canonicalize()
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
-                below(directory.join(name).as_os_str().as_bytes())
-                    .ok_or("it is in none of the trees of the settings")?
-            }
-        };
-        Ok(state
-            .dirs
-            .find(root, &relative)
-            .filter(|key| !key.name.is_empty()))
+        if clean && let Some(found) = Self::known(shared, path) {
+            return Ok(found);
+        }
+        // By way of a link, or with dots in it. Without the lock: it may be on a disk that hangs.
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        let name = path.file_name().ok_or("not a path of a file")?;
+        let directory = path
+            .parent()
+            .ok_or("not a path of a file")?
+            .canonicalize()
+            .map_err(|_| ELSEWHERE)?;
+        let path = directory.join(name);
+        Ok(Self::known(shared, path.as_os_str().as_bytes()).ok_or(ELSEWHERE)?)
     }
 
-    /// When this returns, every change from before has been taken in: the kernel's queue keeps the order.
+    /// The same for a path without links above the tree; none when it is in no tree.
+    fn known(shared: &Shared, path: &[u8]) -> Option<Option<Key>> {
+        let state = shared.lock();
+        let (root, relative) = state.trees.iter().find_map(|tree| {
+            let rest = path.strip_prefix(tree.path.as_os_str().as_bytes())?;
+            Some((tree.root, rest.strip_prefix(b"/")?))
+        })?;
+        let found = state.dirs.find(root, relative);
+        Some(found.filter(|key| !key.name.is_empty()))
+    }
+
+    /// When this returns, every change from before has been taken in: the kernel's queue keeps the order. Those who
+    /// ask at once share one, so that many of them do not keep a switch-over waiting.
     fn barrier(&self, shared: &Shared) -> Result<(), String> {
-        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = Instant::now();
+        let mut last = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((written, ended)) = &*last
+            && *written > asked
+        {
+            return ended.clone();
+        }
+        let written = Instant::now();
+        let ended = Self::pass_barrier(shared);
+        *last = Some((written, ended.clone()));
+        ended
+    }
+
+    fn pass_barrier(shared: &Shared) -> Result<(), String> {
         let start = Instant::now();
         let (before, path) = {
             let state = shared.lock();
@@ -390,11 +431,23 @@ impl Desk {
     }
 }
 
+/// Whether a client has hung up. One that only has nothing more to say still listens.
+fn has_gone(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client, PollFlags::empty())];
+    let at_once = Timespec::default();
+    matches!(poll(&mut fds, Some(&at_once)), Ok(1..))
+        && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
 /// Up to a newline, or to a NUL for `wait0`, whose names may hold a newline.
 fn read_request(client: &UnixStream) -> io::Result<Vec<u8>> {
+    let start = Instant::now();
     let mut reader = BufReader::new(client.take(LONGEST_REQUEST));
     let mut request = Vec::new();
     loop {
+        // For all of it: one that sends a byte now and then would keep its slot.
+        let left = PATIENCE.saturating_sub(start.elapsed());
+        client.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         let piece = reader.fill_buf()?;
         if piece.is_empty() {
             return Ok(request);
@@ -410,6 +463,9 @@ fn read_request(client: &UnixStream) -> io::Result<Vec<u8>> {
         if request.contains(&end) {
             return Ok(request);
         }
+        if start.elapsed() >= PATIENCE {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
     }
 }
 
@@ -422,4 +478,121 @@ fn group_id(name: &str) -> Option<u32> {
             let mut fields = line.split(':');
             (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::state::{StandbyState, State};
+    use crate::watch::tests::Tree;
+
+    /// Longer than anything here takes.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// An active node with one standby that takes nothing.
+    fn desk(state: State, directory: &Path) -> (Arc<Desk>, Arc<Shared>) {
+        let shared = Arc::new(Shared::of(state));
+        let mut settings = crate::settings_in(directory);
+        settings.sync.wait_alone = LIMIT;
+        let current = Current {
+            shared: Some(Arc::clone(&shared)),
+            active: true,
+            ..Current::default()
+        };
+        let desk = Arc::new(Desk {
+            settings,
+            current: Mutex::new(current),
+            barrier: Mutex::default(),
+            slots: Arc::default(),
+        });
+        (desk, shared)
+    }
+
+    #[test]
+    fn one_who_has_hung_up_is_not_waited_for() {
+        let mut tree = Tree::with(&["a"]);
+        tree.state.scanned = true;
+        tree.state.standbys = vec![StandbyState {
+            connected: true,
+            ..StandbyState::default()
+        }];
+        let path = tree.root.join("a/file");
+        let directory = tempfile::tempdir().unwrap();
+        let (desk, shared) = desk(std::mem::take(&mut tree.state), directory.path());
+        let (client, served) = UnixStream::pair().unwrap();
+        let (said, heard) = mpsc::channel();
+        thread::spawn(move || {
+            let answer = desk.wait(&served, path.as_os_str().as_bytes());
+            said.send(answer).unwrap();
+        });
+        let start = Instant::now();
+        while shared.lock().waiting.is_empty() {
+            assert!(start.elapsed() < LIMIT, "nobody waits");
+            thread::yield_now();
+        }
+        // It only has nothing more to say.
+        client.shutdown(Shutdown::Write).unwrap();
+        assert!(heard.recv_timeout(LOOK * 3).is_err());
+        drop(client);
+        assert_eq!(heard.recv_timeout(LIMIT).unwrap(), format!("error {GONE}"));
+        assert!(shared.lock().waiting.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_is_elsewhere() {
+        let mut tree = Tree::with(&["a"]);
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("secret"), "").unwrap();
+        let there = directory.path().join("secret");
+        let not_there = directory.path().join("nothing/secret");
+        let (_desk, shared) = desk(std::mem::take(&mut tree.state), directory.path());
+        for path in [&there, &not_there] {
+            let found = Desk::find(&shared, path.as_os_str().as_bytes());
+            assert_eq!(found, Err(ELSEWHERE.to_owned()), "{}", path.display());
+        }
+        std::os::unix::fs::symlink(&tree.root, directory.path().join("link")).unwrap();
+        let linked = directory.path().join("link/a/file");
+        let found = Desk::find(&shared, linked.as_os_str().as_bytes()).unwrap();
+        assert_eq!(&*found.unwrap().name, b"file");
+    }
+
+    #[test]
+    fn a_path_is_resolved_without_the_lock() {
+        let mut tree = Tree::with(&["a"]);
+        let directory = tempfile::tempdir().unwrap();
+        let (_desk, shared) = desk(std::mem::take(&mut tree.state), directory.path());
+        let path = directory.path().join("nothing/../nothing/file");
+        let (said, heard) = mpsc::channel();
+        let asked = Arc::clone(&shared);
+        let held = shared.lock();
+        thread::spawn(move || {
+            let found = Desk::find(&asked, path.as_os_str().as_bytes());
+            said.send(found).unwrap();
+        });
+        let found = heard.recv_timeout(LIMIT).unwrap();
+        assert_eq!(found, Err(ELSEWHERE.to_owned()));
+        drop(held);
+    }
+
+    #[test]
+    fn those_who_ask_at_once_share_a_barrier() {
+        let mut tree = Tree::with(&[]);
+        let directory = tempfile::tempdir().unwrap();
+        let (desk, shared) = desk(std::mem::take(&mut tree.state), directory.path());
+        let asking: Vec<_> = (0..50)
+            .map(|_| {
+                let (desk, shared) = (Arc::clone(&desk), Arc::clone(&shared));
+                thread::spawn(move || desk.barrier(&shared))
+            })
+            .collect();
+        let start = Instant::now();
+        for asking in asking {
+            // There is no watcher that would see it.
+            assert!(asking.join().unwrap().is_err());
+        }
+        assert!(start.elapsed() < BARRIER * 10, "{:?}", start.elapsed());
+    }
 }

@@ -263,6 +263,15 @@ impl Pulse {
 }
 
 impl Shared {
+    /// A state of a test.
+    #[cfg(test)]
+    pub fn of(state: State) -> Self {
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
     /// The state, when nobody holds it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
         match self.state.try_lock() {
