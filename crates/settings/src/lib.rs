@@ -372,6 +372,9 @@ pub struct Sync {
     pub delete_limit_count: u64,
     /// Per cent of a tree's files (default 50).
     pub delete_limit_percent: u64,
+    /// So many files that went while nobody watched, or a whole directory, are held, too (default 20); as high as
+    /// `delete_limit_count`, this limit is off.
+    pub delete_limit_unseen: u64,
     /// `wait` answers `alone` after this time when no standby can be reached, in ms (default 1000).
     pub wait_alone: Duration,
     /// Files of at least this size are sent beside the others, in bytes; `large_mib` (default 16 MiB).

@@ -588,6 +588,7 @@ fn sync(section: &Section<'_, '_>) -> Sync {
         socket_group: section.text("socket_group", "www-data"),
         delete_limit_count: section.number("delete_limit_count", 1000, 1..=1_000_000_000),
         delete_limit_percent: section.number("delete_limit_percent", 50, 1..=100),
+        delete_limit_unseen: section.number("delete_limit_unseen", 20, 1..=1_000_000_000),
         wait_alone: section.milliseconds("wait_alone_ms", 1000, 50..=60_000),
         large: section.number("large_mib", 16, 1..=1_000_000) * 1024 * 1024,
         log: section.path("log", "/var/log/rsync_realtime.log"),

@@ -34,6 +34,8 @@ pub struct Batch {
     pub large: Vec<(Entry, u64)>,
     /// Files that it deletes, as far as they were counted.
     pub deletions: u64,
+    /// Names that would delete something, left out while deletions are held.
+    pub withheld: Vec<Entry>,
     /// Bytes of its files.
     pub bytes: u64,
     /// Names where the standby may have a directory that is gone here. If a directory stands here after the
@@ -72,13 +74,15 @@ pub fn below(root: &Path, path: &[u8]) -> PathBuf {
     root.join(OsStr::from_bytes(path))
 }
 
-/// Looks at every entry and makes the list. Files of `large` bytes or more are left out of it. Of the further
-/// names of files only those that are `known` are in it: what becomes of the others would not be noticed.
+/// Looks at every entry and makes the list. Files of `large` bytes or more are left out of it, and what would delete
+/// something while deletions are `held`. Of the further names of files only those that are `known` are in it: what
+/// becomes of the others would not be noticed.
 pub fn build(
     root: &Path,
     entries: Vec<Entry>,
     links: &mut Links,
     large: u64,
+    held: bool,
     known: impl Fn(&[u8]) -> bool,
 ) -> Batch {
     let mut batch = Batch::default();
@@ -99,6 +103,10 @@ pub fn build(
         }
         if let Some(bad) = list.bad_ancestor(parent(&entry.path)) {
             // rsync would make a directory of it: what stands there now is sent instead.
+            if held {
+                batch.withheld.push(entry);
+                continue;
+            }
             if bad.missing {
                 batch.deletions += entry.mark.lost;
                 batch.vacated.push(bad.path.clone());
@@ -108,6 +116,14 @@ pub fn build(
             continue;
         }
         let found = fs::symlink_metadata(below(root, &entry.path));
+        // A file in the place of a directory deletes what that held.
+        let deletes = found
+            .as_ref()
+            .map_or(true, |m| entry.mark.vacated && !m.is_dir());
+        if held && deletes {
+            batch.withheld.push(entry);
+            continue;
+        }
         if entry.mark.vacated || found.is_err() {
             batch.vacated.push(entry.path.clone());
         }
@@ -452,6 +468,7 @@ mod tests {
             ]),
             &mut Links::default(),
             1000,
+            false,
             |_| true,
         );
         assert_eq!(
@@ -480,30 +497,37 @@ mod tests {
             fs::hard_link(root.join("a"), root.join(name)).unwrap();
         }
         let mut links = Links::default();
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, false, |_| true);
         assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
         // One in a directory that is not watched yet comes with that.
         let known = |path: &[u8]| !path.starts_with(b"deep");
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000, known);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, false, known);
         assert_eq!(listed(&batch), ["./a", "./b"]);
         // Written through one that is gone, and another file has its name.
         fs::remove_file(root.join("b")).unwrap();
         fs::write(root.join("b"), "another").unwrap();
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, false, |_| true);
         assert_eq!(listed(&batch), ["./a", "./b", "./deep/er/c"]);
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, false, |_| true);
         assert_eq!(listed(&batch), ["./b"]);
         fs::remove_file(root.join("b")).unwrap();
         fs::hard_link(root.join("a"), root.join("b")).unwrap();
         // One is moved, which is another name.
         fs::rename(root.join("a"), root.join("moved")).unwrap();
-        let batch = build(root, entries(&[b"b"]), &mut links, 1000, |_| true);
+        let batch = build(root, entries(&[b"b"]), &mut links, 1000, false, |_| true);
         assert_eq!(listed(&batch), ["./b", "./deep/er/c", "./moved"]);
         // Written through one whose directory was moved, and is gone then.
         fs::rename(root.join("deep"), root.join("elsewhere")).unwrap();
         links.moved(b"deep", b"elsewhere");
         fs::remove_dir_all(root.join("elsewhere")).unwrap();
-        let batch = build(root, entries(&[b"elsewhere"]), &mut links, 1000, |_| true);
+        let batch = build(
+            root,
+            entries(&[b"elsewhere"]),
+            &mut links,
+            1000,
+            false,
+            |_| true,
+        );
         assert_eq!(listed(&batch), ["./b", "./elsewhere", "./moved"]);
     }
 
@@ -537,5 +561,27 @@ mod tests {
             (left.names, left.single),
             (vec![b"d/b".to_vec()], vec![inode])
         );
+    }
+
+    #[test]
+    fn while_deletions_are_held_everything_else_is_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::create_dir(root.join("again")).unwrap();
+        fs::write(root.join("new"), "x").unwrap();
+        fs::write(root.join("file"), "was a directory").unwrap();
+        let mut entries = entries(&[b"gone", b"new", b"again", b"file", b"file/below"]);
+        for entry in &mut entries {
+            entry.mark.vacated = entry.path == b"again" || entry.path == b"file";
+        }
+        let mut links = Links::default();
+        let batch = build(root, entries, &mut links, 1000, true, |_| true);
+        assert_eq!(listed(&batch), ["./again", "./new"]);
+        assert_eq!(batch.deletions, 0);
+        let mut withheld: Vec<&[u8]> = batch.withheld.iter().map(|e| &*e.path).collect();
+        withheld.sort_unstable();
+        assert_eq!(withheld, [&b"file"[..], b"file/below", b"gone"]);
+        // What the first directory of this name held is looked for.
+        assert_eq!(batch.vacated, [b"again".to_vec()]);
     }
 }

@@ -12,8 +12,8 @@ use process::Program;
 use settings::Settings;
 
 use crate::batch::{Entry, below};
-use crate::compare::{self, Scope};
-use crate::dirs::Key;
+use crate::compare::{self, Comparison, Losses, Scope};
+use crate::dirs::{Dirs, Key, NodeId};
 use crate::hold;
 use crate::link::complaint;
 use crate::outcome::{DeletionLimit, Outcome, outcome};
@@ -108,8 +108,9 @@ impl Beside {
     }
 
     /// Compares, and notes each difference as a name, which is looked at again when its turn comes.
-    pub fn compare(&self, jobs: Vec<(u16, TreeState, Scope, Program)>) {
-        for (tree_index, tree, scope, program) in jobs {
+    pub fn compare(&self, jobs: Vec<(TreeState, Comparison, Program)>) {
+        for (tree, comparison, program) in jobs {
+            let scope = &comparison.scope;
             let start = Instant::now();
             let mut differences = Differences::default();
             let ended = program.start().and_then(|running| {
@@ -129,11 +130,11 @@ impl Beside {
                 log::warn!("{}: the comparison failed: {why}", self.name);
                 self.shared.lock().standbys[self.index]
                     .compare
-                    .push((tree_index, scope));
+                    .push(comparison);
                 thread::sleep(PAUSE);
                 continue;
             }
-            self.note(tree_index, &tree, &scope, &differences);
+            self.note(&tree, &comparison, &differences);
             if let Scope::Names(_) = scope {
                 let mut state = self.shared.lock();
                 let sampled = &mut state.standbys[self.index].sampled;
@@ -144,7 +145,7 @@ impl Beside {
                 continue;
             }
             let found = differences.found.len();
-            if found > 0 || scope == Scope::Whole {
+            if found > 0 || *scope == Scope::Whole {
                 let text = format!(
                     "{}: compared {}{} in {:.1?}: {found} names differ, {} of them are only there",
                     self.name,
@@ -156,7 +157,7 @@ impl Beside {
                         Scope::Names(_) => " by sample",
                     },
                     start.elapsed(),
-                    differences.extraneous
+                    differences.extraneous()
                 );
                 tell::log(&self.settings, &text);
             }
@@ -166,17 +167,50 @@ impl Beside {
     }
 
     /// Differences become names in the queue of this standby.
-    fn note(&self, tree_index: u16, tree: &TreeState, scope: &Scope, differences: &Differences) {
+    fn note(&self, tree: &TreeState, comparison: &Comparison, differences: &Differences) {
+        let (tree_index, scope) = (comparison.tree, &comparison.scope);
         let now = Instant::now();
         let mut state = self.shared.lock();
         let state = &mut *state;
         let (_, _, files) = state.dirs.totals(tree_index);
-        if state.needs_word(self.limit, differences.extraneous, files, now) {
+        let many = state.needs_word(self.limit, differences.extraneous(), files, now);
+        let unseen = match comparison.losses {
+            Losses::Known => Unseen::default(),
+            Losses::Unseen | Losses::UnseenTwice => {
+                let standby = &state.standbys[self.index];
+                unseen(&differences.lost, |path| {
+                    let (key, _) = known(&state.dirs, tree.root, path);
+                    standby.queue.contains(&key) || standby.going.contains(&key)
+                })
+            }
+        };
+        let unwatched = self
+            .limit
+            .exceeded_unseen(unseen.files, unseen.whole.is_some())
+            && !state.is_allowed(now);
+        if unwatched && !many && comparison.losses == Losses::Unseen {
+            // Some of them may go in this moment.
+            state.standbys[self.index].compare.push(Comparison {
+                losses: Losses::UnseenTwice,
+                ..comparison.clone()
+            });
+            return;
+        }
+        if many || unwatched {
+            let unwatched = match (&unseen.whole, unwatched) {
+                (_, false) => String::new(),
+                (None, true) => format!(", and nobody watched when {} of them went", unseen.files),
+                (Some(path), true) => format!(
+                    ", and nobody watched when {} went with all that it held",
+                    String::from_utf8_lossy(path)
+                ),
+            };
             let why = format!(
-                "{} has {} names that {} here has not, where {files} files are left: nothing is sent until a \
-                 person has looked. If they are to be deleted there: sync-realtime --release",
+                "{} has {} names that {} here has not, where {files} files are left{unwatched}: nothing is deleted \
+                 there until a person has looked; new and changed files are sent. If they are to be deleted there: \
+                 sync-realtime --release",
                 self.name,
-                differences.extraneous,
+                differences.extraneous(),
                 tree.path.display()
             );
             hold::begin(&self.settings, state, why);
@@ -188,23 +222,8 @@ impl Beside {
         }
         let mut seen = HashSet::new();
         for path in &differences.found {
-            // A directory that only the standby has is not known here: the topmost known one stands for it.
-            let mut path = path.as_slice();
-            let mut cut = false;
-            let key = loop {
-                if path.is_empty() {
-                    break Key {
-                        dir: tree.root,
-                        name: (&b""[..]).into(),
-                    };
-                }
-                if let Some(key) = state.dirs.find(tree.root, path) {
-                    break key;
-                }
-                cut = true;
-                let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-                path = &path[..slash];
-            };
+            let (key, path) = known(&state.dirs, tree.root, path);
+            let cut = path.is_some();
             if !seen.insert(key.clone()) {
                 continue;
             }
@@ -213,7 +232,7 @@ impl Beside {
             if cut {
                 queue.vacate(&key, 0);
                 // If it is here, the watcher has not come to it yet: it is compared again then.
-                if compare::is_directory(&tree.path, path) {
+                if path.is_some_and(|path| compare::is_directory(&tree.path, path)) {
                     state.unknown.push(key);
                 }
             }
@@ -221,27 +240,113 @@ impl Beside {
     }
 }
 
+/// The name of a path. A directory that only the standby has is not known here: the topmost known name stands for
+/// what is in it, and its path is given.
+fn known<'a>(dirs: &Dirs, root: NodeId, path: &'a [u8]) -> (Key, Option<&'a [u8]>) {
+    let mut path = path;
+    let mut cut = None;
+    loop {
+        if path.is_empty() {
+            let name = (&b""[..]).into();
+            return (Key { dir: root, name }, cut.map(|()| path));
+        }
+        if let Some(key) = dirs.find(root, path) {
+            return (key, cut.map(|()| path));
+        }
+        cut = Some(());
+        let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        path = &path[..slash];
+    }
+}
+
+/// A name that only the standby has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lost {
+    path: Vec<u8>,
+    directory: bool,
+}
+
+/// What went while nobody watched.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Unseen {
+    files: u64,
+    /// A directory that is gone with a file in it.
+    whole: Option<Vec<u8>>,
+}
+
+fn unseen(lost: &[Lost], seen: impl Fn(&[u8]) -> bool) -> Unseen {
+    let lost: Vec<&Lost> = lost.iter().filter(|lost| !seen(&lost.path)).collect();
+    let directories: HashSet<&[u8]> = lost
+        .iter()
+        .filter(|lost| lost.directory)
+        .map(|lost| lost.path.as_slice())
+        .collect();
+    let mut unseen = Unseen::default();
+    for file in lost.iter().filter(|lost| !lost.directory) {
+        unseen.files += 1;
+        let slash = file.path.iter().rposition(|byte| *byte == b'/');
+        let parent = &file.path[..slash.unwrap_or(0)];
+        if unseen.whole.is_none() && directories.contains(parent) {
+            unseen.whole = Some(parent.to_vec());
+        }
+    }
+    unseen
+}
+
 /// Differences as they come out of rsync, in pieces.
 #[derive(Debug, Default)]
 struct Differences {
     rest: Vec<u8>,
     found: Vec<Vec<u8>>,
-    extraneous: u64,
+    /// Those of them that only the standby has.
+    lost: Vec<Lost>,
     bytes: u64,
 }
 
 impl Differences {
+    fn extraneous(&self) -> u64 {
+        self.lost.len() as u64
+    }
+
     fn take_in(&mut self, bytes: &[u8]) {
         self.rest.extend_from_slice(bytes);
         let mut start = 0;
         while let Some(length) = self.rest[start..].iter().position(|byte| *byte == b'\n') {
             if let Some(difference) = compare::read_line(&self.rest[start..start + length]) {
-                self.extraneous += u64::from(difference.extraneous);
+                if difference.extraneous {
+                    self.lost.push(Lost {
+                        path: difference.path.clone(),
+                        directory: difference.directory,
+                    });
+                }
                 self.bytes += difference.bytes;
                 self.found.push(difference.path);
             }
             start += length + 1;
         }
         self.rest.drain(..start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_unseen_is_told_from_what_was_seen_to_go() {
+        let lost: Vec<Lost> = ["d/", "d/one", "d/two", "three", "e/", "f/four"]
+            .iter()
+            .map(|path| Lost {
+                path: path.trim_end_matches('/').into(),
+                directory: path.ends_with('/'),
+            })
+            .collect();
+        let all = unseen(&lost, |_| false);
+        assert_eq!((all.files, all.whole.as_deref()), (4, Some(&b"d"[..])));
+        // Its directory was seen to go, and stands for what it held.
+        let seen = unseen(&lost, |path| path.starts_with(b"d"));
+        assert_eq!((seen.files, seen.whole), (2, None));
+        // An empty directory is nothing that was lost.
+        assert_eq!(unseen(&lost[4..5], |_| false), Unseen::default());
     }
 }

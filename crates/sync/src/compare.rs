@@ -4,6 +4,28 @@
 
 use std::path::Path;
 
+/// A comparison of a tree with a standby.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Comparison {
+    /// The tree.
+    pub tree: u16,
+    /// What of it.
+    pub scope: Scope,
+    /// What is known of names that only the standby has.
+    pub losses: Losses,
+}
+
+/// What is known of names that only the standby has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Losses {
+    /// They were seen to go, or the standby keeps a copy of what it deletes.
+    Known,
+    /// Nobody watched when they went.
+    Unseen,
+    /// The same, and this is the second look: of names that were going in that moment is known by now.
+    UnseenTwice,
+}
+
 /// What to compare in one tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
@@ -87,6 +109,8 @@ pub struct Difference {
     pub path: Vec<u8>,
     /// The standby has it and this node has not.
     pub extraneous: bool,
+    /// It is a directory.
+    pub directory: bool,
     /// Bytes of a file whose content is to be sent.
     pub bytes: u64,
 }
@@ -104,6 +128,7 @@ pub fn read_line(line: &[u8]) -> Option<Difference> {
         return None;
     }
     let mut path = unescape(path);
+    let directory = path.last() == Some(&b'/');
     while path.last() == Some(&b'/') {
         path.pop();
     }
@@ -116,6 +141,7 @@ pub fn read_line(line: &[u8]) -> Option<Difference> {
     Some(Difference {
         path,
         extraneous,
+        directory,
         bytes: if what.starts_with(b"<f") { length } else { 0 },
     })
 }

@@ -8,6 +8,7 @@ use settings::Settings;
 
 use crate::batch::Links;
 use crate::checkpoint::Checkpoint;
+use crate::compare::Losses;
 use crate::dirs::NodeId;
 use crate::hold;
 use crate::queue::Change;
@@ -58,6 +59,7 @@ impl Engine {
                 patterns: Patterns::new(&tree.exclude)?,
                 root,
                 identity,
+                mounts: root::mounts(&tree.path),
                 probe: String::new(),
             });
         }
@@ -175,7 +177,7 @@ fn scan(watcher: &Watcher, state: &mut State, checkpoints: &[Option<Checkpoint>]
         changed.extend(watcher.scan(state, *root, noting, now));
     }
     if since.is_some() {
-        request_comparison(state, &changed);
+        request_comparison(state, &changed, Losses::Unseen);
     }
     for (index, checkpoint) in checkpoints.iter().enumerate() {
         for (tree, path) in checkpoint.iter().flat_map(|c| &c.pending) {

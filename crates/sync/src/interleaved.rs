@@ -13,13 +13,21 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use rustix::fs::{CWD, RenameFlags};
 
 use crate::batch::{self, Links, below};
-use crate::compare::{Scope, is_directory};
+use crate::compare::{Comparison, Losses, Scope, is_directory};
 use crate::dirs::Key;
 use crate::queue::{Change, Rename};
 use crate::root;
 use crate::state::Shared;
 use crate::trace;
 use crate::watch::tests::Tree;
+
+fn below_of(paths: Vec<Vec<u8>>) -> Comparison {
+    Comparison {
+        tree: 0,
+        scope: Scope::Below(paths),
+        losses: Losses::Known,
+    }
+}
 
 struct Random(u64);
 
@@ -203,9 +211,9 @@ impl Site {
             return true;
         }
         if !self.tree.state.standbys[0].compare.is_empty() {
-            for (_, scope) in std::mem::take(&mut self.tree.state.standbys[0].compare) {
+            for comparison in std::mem::take(&mut self.tree.state.standbys[0].compare) {
                 self.some_operations(operations);
-                self.compare(&scope);
+                self.compare(&comparison.scope);
             }
             return true;
         }
@@ -234,7 +242,7 @@ impl Site {
             .map(|(_, entry)| entry)
             .collect();
         self.some_operations(operations);
-        let batch = batch::build(&root, entries, &mut self.links, u64::MAX, |path| {
+        let batch = batch::build(&root, entries, &mut self.links, u64::MAX, false, |path| {
             self.tree.state.knows(0, path)
         });
         self.some_operations(operations);
@@ -258,9 +266,7 @@ impl Site {
         let mut vacated = batch.vacated;
         vacated.retain(|path| is_directory(&root, path));
         if !vacated.is_empty() {
-            self.tree.state.standbys[0]
-                .compare
-                .push((0, Scope::Below(vacated)));
+            self.tree.state.standbys[0].compare.push(below_of(vacated));
         }
         if failed {
             let again = batch
@@ -350,9 +356,7 @@ impl Site {
             if let Some(id) = state.dirs.child(rename.new.dir, &rename.new.name)
                 && let Some(path) = state.dirs.path(id)
             {
-                state.standbys[0]
-                    .compare
-                    .push((0, Scope::Below(vec![path])));
+                state.standbys[0].compare.push(below_of(vec![path]));
             }
         }
     }

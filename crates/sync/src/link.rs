@@ -69,6 +69,15 @@ pub enum LinkError {
     Canary(String),
 }
 
+/// What a standby answers to a hello.
+#[derive(Debug)]
+pub struct Greeting {
+    /// The token of its complete state.
+    pub complete: Option<String>,
+    /// It keeps a copy of what it overwrites or deletes.
+    pub keeps: bool,
+}
+
 /// An open connection. Dropping it ends everything that uses it.
 #[derive(Debug)]
 pub struct Link {
@@ -82,14 +91,14 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects and says hello. Gives the link and the token of the standby's complete state.
+    /// Connects and says hello.
     pub fn open(
         settings: &Settings,
         peer: &Node,
         address: IpAddr,
         epoch: u64,
         trees: &[TreeState],
-    ) -> Result<(Self, Option<String>), LinkError> {
+    ) -> Result<(Self, Greeting), LinkError> {
         let greet = |protocol| Self::greet(settings, peer, address, epoch, trees, protocol);
         match greet(Some(PROTOCOL)) {
             // Version 0 hangs up on a hello with a version. Another end of the connection comes again.
@@ -105,7 +114,7 @@ impl Link {
         epoch: u64,
         trees: &[TreeState],
         protocol: Option<u32>,
-    ) -> Result<(Self, Option<String>), LinkError> {
+    ) -> Result<(Self, Greeting), LinkError> {
         let directory = settings.paths.run.join("sync");
         let configuration = directory.join(format!("{}.ssh", peer.name));
         // A name of its own each time: the socket of a connection that died may be left.
@@ -146,7 +155,11 @@ impl Link {
             protocol,
         };
         match link.ask(&hello, ANSWER)? {
-            Response::Welcome { complete, protocol } => {
+            Response::Welcome {
+                complete,
+                protocol,
+                keeps,
+            } => {
                 let theirs = protocol.unwrap_or_default();
                 if theirs != PROTOCOL {
                     log::info!(
@@ -154,7 +167,9 @@ impl Link {
                         link.peer
                     );
                 }
-                Ok((link, complete))
+                // Version 0 keeps copies as well, as long as it has nothing complete.
+                let keeps = keeps.unwrap_or(complete.is_none());
+                Ok((link, Greeting { complete, keeps }))
             }
             other => Err(unexpected(&other)),
         }

@@ -67,12 +67,19 @@ pub struct DeletionLimit {
     pub count: u64,
     /// Per cent of the tree's files.
     pub percent: u64,
+    /// Files that nobody saw go. As high as `count`, this limit is off.
+    pub unseen: u64,
 }
 
 impl DeletionLimit {
     /// Whether so many deletions within a short time need a person's word; `left` files remain.
     pub fn exceeded(self, deletions: u64, left: u64) -> bool {
         deletions > self.count && deletions * 100 > (left + deletions) * self.percent
+    }
+
+    /// The same for files that went while nobody watched; `whole`: a directory with what it held is among them.
+    pub fn exceeded_unseen(self, files: u64, whole: bool) -> bool {
+        self.unseen < self.count && (whole || files >= self.unseen)
     }
 }
 
@@ -125,7 +132,16 @@ mod tests {
         let limit = DeletionLimit {
             count: 1000,
             percent: 50,
+            unseen: 20,
         };
+        assert!(!limit.exceeded_unseen(19, false));
+        assert!(limit.exceeded_unseen(20, false));
+        assert!(limit.exceeded_unseen(1, true));
+        let off = DeletionLimit {
+            unseen: 1000,
+            ..limit
+        };
+        assert!(!off.exceeded_unseen(5000, true));
         assert!(!limit.exceeded(1000, 0));
         assert!(limit.exceeded(1001, 0));
         assert!(limit.exceeded(10_001, 9_999));

@@ -186,6 +186,11 @@ impl Queue {
         !self.renames.is_empty()
     }
 
+    /// Whether something is known to have happened to a name that was not sent yet.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.marks.contains_key(key)
+    }
+
     /// Forgets what lies in directories that are gone: their own names stand for it. Gives how many
     /// deleted files that were, and who waited for one of them.
     pub fn forget(&mut self, gone: &HashSet<NodeId>) -> (u64, Vec<u64>) {

@@ -46,6 +46,13 @@ struct Received {
     complete: Option<Complete>,
 }
 
+impl Received {
+    /// Whether nothing of this copy is overwritten or deleted without a copy.
+    fn keeps_copies(&self, epoch: u64) -> bool {
+        self.complete_epoch != Some(epoch)
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Complete {
     from: String,
@@ -202,7 +209,7 @@ fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
         .arg("--server")
         .args(&stream.arguments)
         .arg(format!("--temp-dir={}/{}", root::OWN, root::TEMPORARY));
-    if state.complete_epoch != Some(stream.epoch) && !stream.compares {
+    if state.keeps_copies(stream.epoch) && !stream.compares {
         let below = stream.root.strip_prefix("/").unwrap_or(&stream.root);
         let folder = recovered::of_epoch(settings, stream.epoch)
             .join("files")
@@ -320,9 +327,9 @@ impl Conversation<'_> {
             protocol,
         } = request
         {
-            let (hello, complete) = greet(settings, &self.connection, from, epoch, &trees)?;
+            let (hello, complete, keeps) = greet(settings, &self.connection, from, epoch, &trees)?;
             self.hello = Some(hello);
-            return Ok(welcome(complete, protocol));
+            return Ok(welcome(complete, keeps, protocol));
         }
         let hello = self.hello.as_ref().ok_or("say hello first")?;
         gate(settings, &hello.from, hello.epoch)?;
@@ -364,21 +371,22 @@ impl Conversation<'_> {
 }
 
 /// The answer to a hello: a sender of version 0 does not understand a version in it.
-fn welcome(complete: Option<String>, sender: Option<u32>) -> Response {
+fn welcome(complete: Option<String>, keeps: bool, sender: Option<u32>) -> Response {
     Response::Welcome {
         complete,
         protocol: sender.map(|_| session::PROTOCOL),
+        keeps: sender.map(|_| keeps),
     }
 }
 
-/// Lets the sender in; gives the token of the complete state, too.
+/// Lets the sender in; gives the token of the complete state, too, and whether copies are kept.
 fn greet(
     settings: &Settings,
     connection: &str,
     from: String,
     epoch: u64,
     trees: &[String],
-) -> Result<(Hello, Option<String>), String> {
+) -> Result<(Hello, Option<String>, bool), String> {
     gate(settings, &from, epoch)?;
     let mut roots = Vec::new();
     for tree in trees {
@@ -399,11 +407,12 @@ fn greet(
     }
     Sender::take_over(settings, &from, connection)?;
     let boot_id = observe::boot_id();
+    let keeps = state.keeps_copies(epoch);
     let complete = state
         .complete
         .filter(|c| c.from == from && c.epoch == epoch && c.boot_id == boot_id)
         .map(|c| c.token);
-    Ok((Hello { from, epoch, roots }, complete))
+    Ok((Hello { from, epoch, roots }, complete, keeps))
 }
 
 /// What killed rsyncs left, while none runs.
@@ -489,11 +498,11 @@ mod tests {
 
     #[test]
     fn a_version_is_told_only_to_a_sender_that_has_one() {
-        let told = |sender| serde_json::to_string(&welcome(None, sender)).unwrap();
+        let told = |sender| serde_json::to_string(&welcome(None, true, sender)).unwrap();
         assert_eq!(told(None), r#"{"answer":"welcome","complete":null}"#);
         assert_eq!(
             told(Some(7)),
-            r#"{"answer":"welcome","complete":null,"protocol":1}"#
+            r#"{"answer":"welcome","complete":null,"protocol":1,"keeps":true}"#
         );
     }
 

@@ -1,14 +1,16 @@
 //! The root of a tree on this node: its own directory in it, and the marker by which an unmounted,
 //! emptied or exchanged root is told from the real one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 pub use nodefiles::OWN;
-use nodefiles::{Durability, FileError, open_own, read_json, replace_json};
+use nodefiles::{Durability, FileError, JsonFile, open_own, read_json, replace_json};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
@@ -35,6 +37,14 @@ pub enum RootError {
         path: PathBuf,
         /// What is different.
         detail: String,
+    },
+    /// A file system that was mounted in the tree is not there.
+    #[error(
+        "{path} was a mounted file system before and is none now; mount it, or if that is right: sync-realtime --release"
+    )]
+    Unmounted {
+        /// Where it was.
+        path: PathBuf,
     },
     /// There is no such directory.
     #[error("{path}: {source}; the tree must exist on every node")]
@@ -68,6 +78,25 @@ pub struct Identity {
 /// would take it for a root.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Adopted(BTreeMap<String, String>);
+
+/// File systems that were mounted in the trees.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Mounts {
+    /// By tree: as paths below it.
+    trees: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A file system that is mounted in a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where.
+    pub path: PathBuf,
+    identity: Identity,
+}
+
+fn mounts_file(settings: &Settings) -> JsonFile<Mounts> {
+    JsonFile::durable(settings.paths.state.join("sync/mounts.json"), 1).private()
+}
 
 fn record(settings: &Settings) -> PathBuf {
     settings.paths.state.join("sync/trees.json")
@@ -152,8 +181,93 @@ fn adopted(settings: &Settings) -> Result<Adopted, FileError> {
     Ok(adopted)
 }
 
-/// Makes sure that the root is the one that was adopted, and adopts one that was never seen before.
+/// Makes sure that the root is the one that was adopted, with all that was mounted in it, and adopts one that was
+/// never seen before.
 pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
+    let found = ensure_root(settings, root)?;
+    ensure_mounts(settings, root, &mounts(root))?;
+    Ok(found)
+}
+
+/// What is mounted in a root now. Where the kernel does not tell it, nothing is known to be.
+pub fn mounts(root: &Path) -> Vec<Mount> {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    // The table has no links.
+    let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    let mounted = mounted_below(&table, &root);
+    let mount = |path: PathBuf| {
+        let identity = identity(&path).ok()?;
+        Some(Mount { path, identity })
+    };
+    mounted.into_iter().filter_map(mount).collect()
+}
+
+/// One that is not what it was, of what was mounted.
+pub fn unmounted(mounts: &[Mount]) -> Option<&Path> {
+    mounts
+        .iter()
+        .find(|mount| identity(&mount.path).ok() != Some(mount.identity))
+        .map(|mount| mount.path.as_path())
+}
+
+/// The mount points below a directory, by mountinfo (proc(5)): the fifth field, blanks and the like in octal.
+fn mounted_below(table: &[u8], root: &Path) -> BTreeSet<PathBuf> {
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(|point| PathBuf::from(OsStr::from_bytes(&unescape(point))))
+        .filter(|point| {
+            point != root && point.starts_with(root) && !point.starts_with(root.join(OWN))
+        })
+        .collect()
+}
+
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, tail)) = rest.split_first() {
+        if let [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] = rest {
+            bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+            rest = &rest[4..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    bytes
+}
+
+/// What was mounted in a root is there; what is new is written down.
+fn ensure_mounts(settings: &Settings, root: &Path, mounts: &[Mount]) -> Result<(), RootError> {
+    let file = mounts_file(settings);
+    let mut known = match file.read() {
+        Err(error @ FileError::Damaged { .. }) => {
+            log::error!("{error}; it is made anew from what is mounted");
+            Mounts::default()
+        }
+        read => read?.unwrap_or_default(),
+    };
+    let canonical = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    let there: BTreeSet<String> = mounts
+        .iter()
+        .filter_map(|mount| mount.path.strip_prefix(&canonical).ok())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    let name = root.to_string_lossy().into_owned();
+    let before = known.trees.get(&name).cloned().unwrap_or_default();
+    if let Some(gone) = before.difference(&there).next() {
+        return Err(RootError::Unmounted {
+            path: root.join(gone),
+        });
+    }
+    if before != there {
+        known.trees.insert(name, there);
+        file.replace(&known)?;
+    }
+    Ok(())
+}
+
+fn ensure_root(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
     let found = identity(root)?;
     let mut adopted = adopted(settings)?;
     let name = root.to_string_lossy().into_owned();
@@ -200,8 +314,15 @@ pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
 /// A person says that the root as it is now is the right one.
 pub fn adopt_anew(settings: &Settings, root: &Path) -> Result<(), RootError> {
     let mut adopted = adopted(settings)?;
-    adopted.0.remove(&root.to_string_lossy().into_owned());
+    let name = root.to_string_lossy().into_owned();
+    adopted.0.remove(&name);
     replace_json(&record(settings), 0o600, &adopted, Durability::OnDisk)?;
+    let file = mounts_file(settings);
+    if let Ok(Some(mut known)) = file.read()
+        && known.trees.remove(&name).is_some()
+    {
+        file.replace(&known)?;
+    }
     ensure(settings, root).map(drop)
 }
 
@@ -269,6 +390,51 @@ pub fn random() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_mounted_in_a_tree_is_found() {
+        let table = b"28 1 0:25 / / rw - overlay overlay rw\n\
+            30 28 0:26 / /var/www/html rw - ext4 /dev/a rw\n\
+            31 30 0:27 / /var/www/html/my\\040media\\134 rw shared:1 - nfs a:/b rw\n\
+            32 28 0:28 / /var/www/html2 rw - ext4 /dev/b rw\n\
+            33 30 0:29 / /var/www/html/.keepalived-companion/tmp rw - tmpfs c rw\n";
+        let found = mounted_below(table, Path::new("/var/www/html"));
+        assert_eq!(
+            Vec::from_iter(found),
+            [PathBuf::from("/var/www/html/my media\\")]
+        );
+    }
+
+    #[test]
+    fn a_mount_that_is_gone_holds_the_tree_until_a_person_has_looked() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = crate::settings_in(&directory.path().join("state"));
+        let root = directory.path().join("root");
+        fs::create_dir_all(root.join("media")).unwrap();
+        ensure(&settings, &root).unwrap();
+        let mounted = Mount {
+            path: root.canonicalize().unwrap().join("media"),
+            identity: identity(&root.join("media")).unwrap(),
+        };
+        ensure_mounts(&settings, &root, std::slice::from_ref(&mounted)).unwrap();
+        assert_eq!(unmounted(std::slice::from_ref(&mounted)), None);
+        for _ in 0..2 {
+            let held = ensure(&settings, &root).unwrap_err();
+            assert!(
+                matches!(&held, RootError::Unmounted { path } if *path == root.join("media")),
+                "{held}"
+            );
+        }
+        adopt_anew(&settings, &root).unwrap();
+        ensure(&settings, &root).unwrap();
+        // Another directory of that name is not what was mounted.
+        fs::rename(root.join("media"), root.join("before")).unwrap();
+        fs::create_dir(root.join("media")).unwrap();
+        assert_eq!(
+            unmounted(std::slice::from_ref(&mounted)),
+            Some(mounted.path.as_path())
+        );
+    }
 
     #[test]
     fn a_damaged_record_is_made_anew_from_the_markers() {

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant};
 
 use crate::batch::below;
-use crate::compare::Scope;
+use crate::compare::{Comparison, Losses, Scope};
 use crate::dirs::Key;
 use crate::root;
 use crate::state::{Shared, State};
@@ -49,9 +49,11 @@ pub fn sample(
         open: chosen.len(),
         differing: Vec::new(),
     };
-    let scopes = chosen
-        .into_iter()
-        .map(|(tree, names)| (tree, Scope::Names(names)));
+    let scopes = chosen.into_iter().map(|(tree, names)| Comparison {
+        tree,
+        scope: Scope::Names(names),
+        losses: Losses::Known,
+    });
     state.standbys[index].compare.extend(scopes);
     shared.notify();
     while state.standbys[index].sampled.open > 0 {

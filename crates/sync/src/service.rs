@@ -189,7 +189,9 @@ impl Service {
                 Ok(())
             }
             Err(EngineError::Root(
-                error @ (RootError::Exchanged { .. } | RootError::Missing { .. }),
+                error @ (RootError::Exchanged { .. }
+                | RootError::Unmounted { .. }
+                | RootError::Missing { .. }),
             )) => {
                 // Looked at again with each heartbeat: it may be mounted late.
                 self.blocked = Some(error.to_string());
@@ -332,7 +334,7 @@ impl Service {
                     .iter()
                     .any(|s| s.connected && s.behind() > s.quarantine.len())
             };
-            while state.held.is_none() && waiting(&state) && start.elapsed() < LAST_CALL {
+            while waiting(&state) && start.elapsed() < LAST_CALL {
                 state = engine.shared.wait(state, BUSY);
             }
         }

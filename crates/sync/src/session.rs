@@ -89,6 +89,9 @@ pub enum Response {
         /// The standby's [`PROTOCOL`], to a sender that has named its own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         protocol: Option<u32>,
+        /// Whether it keeps a copy of what it overwrites or deletes, to the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keeps: Option<bool>,
     },
     /// Done.
     Done {},

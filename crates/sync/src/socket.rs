@@ -241,7 +241,7 @@ impl Desk {
         let waiter = state.begin_wait(&key, start);
         shared.notify();
         loop {
-            let held = state.held.clone().or_else(|| state.lost_root.clone());
+            let held = state.lost_root.clone();
             let Some(waiting) = state.waiting.get(&waiter) else {
                 return Err("forgotten".to_owned());
             };
@@ -276,30 +276,31 @@ impl Desk {
         let clean = !path
             .split(|b| *b == b'/')
             .any(|part| matches!(part, b"." | b".."));
-        if clean && let Some(found) = Self::known(shared, path) {
-            return Ok(found);
-        }
-        // By way of a link, or with dots in it. Without the lock: it may be on a disk that hangs.
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
-        let name = path.file_name().ok_or("not a path of a file")?;
-        let directory = path
-            .parent()
-            .ok_or("not a path of a file")?
-            .canonicalize()
-            .map_err(|_| ELSEWHERE)?;
-        let path = directory.join(name);
-        Ok(Self::known(shared, path.as_os_str().as_bytes()).ok_or(ELSEWHERE)?)
-    }
-
-    /// The same for a path without links above the tree; none when it is in no tree.
-    fn known(shared: &Shared, path: &[u8]) -> Option<Option<Key>> {
-        let state = shared.lock();
-        let (root, relative) = state.trees.iter().find_map(|tree| {
-            let rest = path.strip_prefix(tree.path.as_os_str().as_bytes())?;
-            Some((tree.root, rest.strip_prefix(b"/")?))
-        })?;
-        let found = state.dirs.find(root, relative);
-        Some(found.filter(|key| !key.name.is_empty()))
+        let place = if clean {
+            shared.lock().place(path)
+        } else {
+            None
+        };
+        let (root, relative) = match place {
+            Some(place) => place,
+            None => {
+                // By way of a link, or with dots in it. Without the lock: it may be on a disk that hangs.
+                let path = Path::new(std::ffi::OsStr::from_bytes(path));
+                let name = path.file_name().ok_or("not a path of a file")?;
+                let directory = path
+                    .parent()
+                    .ok_or("not a path of a file")?
+                    .canonicalize()
+                    .map_err(|_| ELSEWHERE)?;
+                let path = directory.join(name);
+                shared
+                    .lock()
+                    .place(path.as_os_str().as_bytes())
+                    .ok_or(ELSEWHERE)?
+            }
+        };
+        let found = shared.lock().dirs.find(root, &relative);
+        Ok(found.filter(|key| !key.name.is_empty()))
     }
 
     /// When this returns, every change from before has been taken in: the kernel's queue keeps the order. Those who
@@ -372,8 +373,10 @@ impl Desk {
                 .map(|s| s.behind() + state.unread())
                 .max()
                 .unwrap_or(0);
-            if behind == 0 || start.elapsed() >= limit || state.held.is_some() || state.stopped {
+            if behind == 0 || start.elapsed() >= limit || state.stopped {
                 state.seal = Some(Seal::Closed);
+                let withheld = state.standbys.iter().map(|s| s.withheld.len()).max();
+                let behind = behind + withheld.unwrap_or(0);
                 drop(state);
                 shared.notify();
                 return match (behind, read) {
@@ -417,7 +420,10 @@ impl Desk {
             let mut state = shared.lock();
             state.allowed_until = Some(Instant::now() + RELEASE);
             match hold::end(&self.settings, &mut state) {
-                Ok(held) => released.extend(held),
+                Ok(held) => {
+                    state.let_go(Instant::now());
+                    released.extend(held);
+                }
                 Err(error) => return format!("error not released: {error}"),
             }
             drop(state);

@@ -13,7 +13,7 @@ use settings::{Node, Settings};
 use crate::batch::{self, Batch, Entry, Links};
 use crate::beside::Beside;
 use crate::checkpoint::{Checkpoint, wall_clock};
-use crate::compare::{self, Scope};
+use crate::compare::{self, Comparison, Losses, Scope};
 use crate::dirs::Key;
 use crate::hold;
 use crate::link::{Content, Link, LinkError, complaint, has_finished};
@@ -27,6 +27,8 @@ use crate::tell;
 /// Most names in one run of rsync: a larger backlog is sent in several, so that its progress is seen
 /// and a name that somebody waits for gets its turn.
 const MOST_NAMES: usize = 10_000;
+/// More deletions than this are not remembered between two flushes.
+const MOST_GOING: usize = 100_000;
 /// Between two looks whether an unreachable standby answers again: one SYN to each of its addresses.
 const PROBE: Duration = Duration::from_millis(500);
 /// While roles change, a standby may not know for a moment that it is one: that is no alert.
@@ -109,7 +111,7 @@ enum Work {
     Send(Vec<(u16, Entry)>),
     /// Files with several names have changed.
     Name(Vec<Inode>),
-    Compare(Vec<(u16, Scope)>),
+    Compare(Vec<Comparison>),
     /// Large files have arrived that somebody waits for.
     Flush(Vec<u64>),
     Checkpoint,
@@ -180,12 +182,17 @@ impl Worker {
             .ok_or_else(|| {
                 Trouble::Transfer(format!("{} does not answer on any network", self.peer.name))
             })?;
-        let (mut link, complete) =
+        let (mut link, greeting) =
             Link::open(&self.settings, &self.peer, address, self.epoch, &self.trees)?;
         for (tree, index) in self.trees.iter().zip(0..) {
             link.canary(index, tree)?;
         }
-        let known = complete.is_some() && complete == self.token;
+        let known = greeting.complete.is_some() && greeting.complete == self.token;
+        let losses = if greeting.keeps {
+            Losses::Known
+        } else {
+            Losses::Unseen
+        };
         let mut state = self.shared.lock();
         let standby = &mut state.standbys[self.index];
         standby.connected = true;
@@ -195,7 +202,11 @@ impl Worker {
         if !known {
             standby.compare = (0..)
                 .zip(&self.trees)
-                .map(|(tree, _)| (tree, Scope::Whole))
+                .map(|(tree, _)| Comparison {
+                    tree,
+                    scope: Scope::Whole,
+                    losses,
+                })
                 .collect();
         }
         drop(state);
@@ -242,7 +253,7 @@ impl Worker {
                     return Err(Trouble::Stopped);
                 }
                 let now = Instant::now();
-                let sending = state.may_send() && state.held.is_none() && state.lost_root.is_none();
+                let sending = state.may_send() && state.lost_root.is_none();
                 if sending && let Some(work) = self.work_now(&mut state, now) {
                     return Ok(work);
                 }
@@ -321,6 +332,11 @@ impl Worker {
             return None;
         }
         standby.in_flight = taken.len();
+        if standby.going.len() > MOST_GOING {
+            standby.going.clear();
+        }
+        let gone = taken.iter().filter(|(_, mark)| mark.lost > 0);
+        standby.going.extend(gone.map(|(key, _)| key.clone()));
         Some(Work::Send(state.resolve(self.index, taken)))
     }
 
@@ -332,6 +348,10 @@ impl Worker {
 
     fn due_for_checkpoint(&self, state: &State) -> bool {
         let standby = &state.standbys[self.index];
+        if !standby.withheld.is_empty() {
+            // After a restart they would not be known.
+            return false;
+        }
         let overdue = self
             .checkpointed
             .is_none_or(|at| at.elapsed() >= CHECKPOINT);
@@ -378,6 +398,7 @@ impl Worker {
         let mut state = self.shared.lock();
         let standby = &mut state.standbys[self.index];
         standby.complete = true;
+        standby.going.clear();
         standby.filling = None;
         standby.last_acknowledged = Some(wall_clock());
         drop(state);
@@ -427,9 +448,11 @@ impl Worker {
         if let Some(id) = state.dirs.child(rename.new.dir, &rename.new.name)
             && let Some(path) = state.dirs.path(id)
         {
-            state.standbys[self.index]
-                .compare
-                .push((rename.tree, Scope::Below(vec![path])));
+            state.standbys[self.index].compare.push(Comparison {
+                tree: rename.tree,
+                scope: Scope::Below(vec![path]),
+                losses: Losses::Known,
+            });
         }
     }
 
@@ -508,14 +531,16 @@ impl Worker {
         state.standbys[self.index].queue.put_back(taken, due);
     }
 
-    /// Looks at the names of one tree, holds what needs a person, and sends the rest.
+    /// Looks at the names of one tree, holds the deletions that need a person, and sends the rest.
     fn send(&mut self, link: &mut Link, index: u16, entries: Vec<Entry>) -> Result<(), Trouble> {
         let tree = self.trees[usize::from(index)].clone();
-        let batch = batch::build(
+        let held = self.shared.lock().held.clone();
+        let mut batch = batch::build(
             &tree.path,
             entries,
             &mut self.links[usize::from(index)],
             self.settings.sync.large,
+            held.is_some(),
             |path| self.shared.lock().knows(index, path),
         );
         // After the look at the names: what an unmounted root showed as deleted is not believed.
@@ -529,7 +554,22 @@ impl Worker {
             self.shared.notify();
             return Ok(());
         }
+        if let Some(path) = root::unmounted(&tree.mounts) {
+            let why = format!(
+                "{} was a mounted file system and is not the same now: unmounted, or exchanged",
+                path.display()
+            );
+            self.put_back(all_entries(batch), Instant::now());
+            self.shared.lock().lost_root.get_or_insert(why);
+            self.shared.notify();
+            return Ok(());
+        }
+        if let Some(why) = &held {
+            let withheld = std::mem::take(&mut batch.withheld);
+            self.shared.lock().withhold(self.index, withheld, why);
+        }
         if let Some(why) = self.hold(index, &batch) {
+            // From now on without them.
             self.put_back(all_entries(batch), Instant::now());
             hold::begin(&self.settings, &mut self.shared.lock(), why);
             self.shared.notify();
@@ -542,6 +582,7 @@ impl Worker {
             deletions,
             bytes,
             vacated,
+            withheld: _,
         } = batch;
         self.start_large(link, &tree, large);
         if entries.is_empty() {
@@ -593,8 +634,14 @@ impl Worker {
         let root = &self.trees[usize::from(tree)].path;
         vacated.retain(|path| compare::is_directory(root, path));
         if !vacated.is_empty() {
-            let scope = (tree, Scope::Below(vacated));
-            self.shared.lock().standbys[self.index].compare.push(scope);
+            let comparison = Comparison {
+                tree,
+                scope: Scope::Below(vacated),
+                losses: Losses::Known,
+            };
+            self.shared.lock().standbys[self.index]
+                .compare
+                .push(comparison);
         }
     }
 
@@ -658,16 +705,18 @@ impl Worker {
     }
 
     fn limit(&self) -> DeletionLimit {
+        let sync = &self.settings.sync;
         DeletionLimit {
-            count: self.settings.sync.delete_limit_count,
-            percent: self.settings.sync.delete_limit_percent,
+            count: sync.delete_limit_count,
+            percent: sync.delete_limit_percent,
+            unseen: sync.delete_limit_unseen,
         }
     }
 
     fn too_many(&self, deletions: u64, files: u64, tree: u16) -> String {
         format!(
-            "{deletions} deletions in {}, of which {files} files are left: nothing is sent to {} until a person has looked. \
-             If it is right: sync-realtime --release",
+            "{deletions} deletions in {}, of which {files} files are left: nothing is deleted on {} until a person has \
+             looked; new and changed files are sent. If it is right: sync-realtime --release",
             self.trees[usize::from(tree)].path.display(),
             self.peer.name
         )
@@ -728,6 +777,7 @@ impl Worker {
     fn flush_for(&self, link: &mut Link, waiters: &[u64]) -> Result<(), Trouble> {
         link.flush()?;
         let mut state = self.shared.lock();
+        state.standbys[self.index].going.clear();
         state.answer(self.index, waiters, Ok(()));
         drop(state);
         self.shared.notify();
@@ -782,11 +832,11 @@ impl Worker {
         }));
     }
 
-    fn compare(&mut self, link: &Link, scopes: Vec<(u16, Scope)>) {
+    fn compare(&mut self, link: &Link, comparisons: Vec<Comparison>) {
         let mut jobs = Vec::new();
-        for (index, scope) in scopes {
-            let tree = &self.trees[usize::from(index)];
-            let scope = match scope {
+        for comparison in comparisons {
+            let tree = &self.trees[usize::from(comparison.tree)];
+            let scope = match comparison.scope {
                 Scope::Below(mut paths) => {
                     paths.retain(|path| compare::is_directory(&tree.path, path));
                     if paths.is_empty() {
@@ -797,7 +847,11 @@ impl Worker {
                 other => other,
             };
             let program = link.comparison(tree, &scope);
-            jobs.push((index, tree.clone(), scope, program));
+            let comparison = Comparison {
+                scope,
+                ..comparison
+            };
+            jobs.push((tree.clone(), comparison, program));
         }
         let beside = self.for_a_thread();
         self.beside
@@ -899,6 +953,7 @@ impl Worker {
 
 fn all_entries(batch: Batch) -> Vec<Entry> {
     let mut entries = batch.entries;
+    entries.extend(batch.withheld);
     entries.extend(batch.large.into_iter().map(|(entry, _)| entry));
     entries
 }

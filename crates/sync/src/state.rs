@@ -1,18 +1,19 @@
 //! What the threads of the active side share: the watched directories and a queue for each standby.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::batch::{Entry, Named};
-use crate::compare::Scope;
+use crate::compare::Comparison;
 use crate::dirs::{Dirs, Key, Name, NodeId};
 use crate::linked::{Inode, LinkedFiles};
 use crate::outcome::DeletionLimit;
 use crate::queue::{Change, Mark, Queue, Rename};
-use crate::root::Identity;
+use crate::root::{Identity, Mount};
 use crate::sample::Sampled;
 use settings::pattern::Patterns;
 
@@ -43,6 +44,8 @@ pub struct TreeState {
     pub root: NodeId,
     /// Which directory it was at the start.
     pub identity: Identity,
+    /// What was mounted in it at the start.
+    pub mounts: Vec<Mount>,
     /// The last token that check-inotify wrote and the watcher saw.
     pub probe: String,
 }
@@ -55,9 +58,14 @@ pub struct StandbyState {
     /// What it lacks.
     pub queue: Queue,
     /// What has to be compared with it.
-    pub compare: Vec<(u16, Scope)>,
+    pub compare: Vec<Comparison>,
     /// A comparison runs.
     pub comparing: bool,
+    /// Deletions that were seen and sent, and may not be on its disk yet: after a power loss it may have those files
+    /// again.
+    pub going: HashSet<Key>,
+    /// Deletions that wait for a person's word: the files that each stands for, and whether it was a directory.
+    pub withheld: HashMap<Key, Withheld>,
     /// What the last sample has shown.
     pub sampled: Sampled,
     /// Names under way, and their bytes.
@@ -86,6 +94,15 @@ pub struct StandbyState {
     pub last_acknowledged: Option<f64>,
     /// Deletions of the last minute.
     pub deletions: Vec<(Instant, u64)>,
+}
+
+/// A deletion that a hold keeps back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Withheld {
+    /// Files that it stands for, as far as they were counted.
+    pub lost: u64,
+    /// A directory of this name has gone: see [`Mark::vacated`].
+    pub vacated: bool,
 }
 
 /// The progress of a first synchronisation.
@@ -168,7 +185,7 @@ pub struct State {
     pub standbys: Vec<StandbyState>,
     /// The threads are to end.
     pub stopped: bool,
-    /// Nothing is sent until a person has looked.
+    /// Nothing is deleted on a standby until a person has looked.
     pub held: Option<String>,
     /// Deletions above the limit are allowed until then, by a person's word.
     pub allowed_until: Option<Instant>,
@@ -362,7 +379,45 @@ impl State {
         left: u64,
         now: Instant,
     ) -> bool {
-        limit.exceeded(deletions, left) && self.allowed_until.is_none_or(|until| until < now)
+        limit.exceeded(deletions, left) && !self.is_allowed(now)
+    }
+
+    /// Whether a person has given a word for deletions a short while ago.
+    pub fn is_allowed(&self, now: Instant) -> bool {
+        self.allowed_until.is_some_and(|until| until >= now)
+    }
+
+    /// The root of the tree that a path without links is in, and the rest of the path.
+    pub fn place(&self, path: &[u8]) -> Option<(NodeId, Vec<u8>)> {
+        self.trees.iter().find_map(|tree| {
+            let rest = path.strip_prefix(tree.path.as_os_str().as_bytes())?;
+            Some((tree.root, rest.strip_prefix(b"/")?.to_vec()))
+        })
+    }
+
+    /// Keeps deletions back, and tells those who wait for one of them why.
+    pub fn withhold(&mut self, index: usize, entries: Vec<Entry>, why: &str) {
+        let mut waiters = Vec::new();
+        let standby = &mut self.standbys[index];
+        for mut entry in entries {
+            waiters.append(&mut entry.mark.waiters);
+            let withheld = standby.withheld.entry(entry.key).or_default();
+            withheld.lost = withheld.lost.max(entry.mark.lost);
+            withheld.vacated |= entry.mark.vacated;
+        }
+        self.answer(index, &waiters, Err(why));
+    }
+
+    /// A person has given a word: what was kept back is looked at again.
+    pub fn let_go(&mut self, now: Instant) {
+        for standby in &mut self.standbys {
+            for (key, withheld) in std::mem::take(&mut standby.withheld) {
+                standby.queue.mark(key.clone(), Change::Whole, now);
+                if withheld.vacated || withheld.lost > 0 {
+                    standby.queue.vacate(&key, withheld.lost);
+                }
+            }
+        }
     }
 
     /// Whether a name is excluded, or ours.
@@ -389,6 +444,7 @@ impl State {
         for (index, standby) in self.standbys.iter_mut().enumerate() {
             let (lost, waiters) = standby.queue.forget(&gone);
             standby.quarantine.retain(|key, _| !gone.contains(&key.dir));
+            standby.withheld.retain(|key, _| !gone.contains(&key.dir));
             orphans.extend(waiters.into_iter().map(|waiter| (index, waiter)));
             if let Some(key) = &key {
                 standby.queue.mark(key.clone(), Change::Gone, now);
@@ -551,6 +607,7 @@ mod tests {
             patterns: Patterns::new(&["*.tmp".to_owned()]).unwrap(),
             root,
             identity: crate::root::any_identity(directory.path()),
+            mounts: Vec::new(),
             probe: String::new(),
         });
         for _ in 0..standbys {

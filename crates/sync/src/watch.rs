@@ -18,7 +18,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::batch::below;
-use crate::compare::Scope;
+use crate::compare::{Comparison, Losses, Scope};
 use crate::dirs::{Key, Name, NodeId};
 use crate::linked::Inode;
 use crate::queue::{Change, MOVE_PATIENCE};
@@ -741,7 +741,8 @@ impl Watcher {
         let roots: Vec<NodeId> = state.trees.iter().map(|tree| tree.root).collect();
         for root in roots {
             let changed = self.rescan(state, root, Noting::ChangedSince(since), now);
-            request_comparison(state, &changed);
+            // What they held is still watched; only events were lost.
+            request_comparison(state, &changed, Losses::Known);
         }
         state.confused = false;
     }
@@ -754,7 +755,8 @@ impl Watcher {
         }
         for id in state.dirs.topmost_polled() {
             let changed = self.rescan(state, id, Noting::ChangedSince(since), now);
-            request_comparison(state, &changed);
+            // Within the last seconds; their own limits hold.
+            request_comparison(state, &changed, Losses::Known);
         }
     }
 }
@@ -769,7 +771,7 @@ fn flags_of(state: &State, id: NodeId) -> WatchFlags {
 }
 
 /// Asks for a comparison of directories that have changed: what was deleted in them has no other trace.
-pub fn request_comparison(state: &mut State, changed: &[NodeId]) {
+pub fn request_comparison(state: &mut State, changed: &[NodeId], losses: Losses) {
     let mut scopes: Vec<(u16, Vec<Vec<u8>>)> = Vec::new();
     for id in changed {
         let Some(path) = state.dirs.path(*id) else {
@@ -806,10 +808,16 @@ pub fn request_comparison(state: &mut State, changed: &[NodeId]) {
             scopes.push(Scope::Below(topmost));
         }
         for standby in &mut state.standbys {
-            if !standby.compare.contains(&(tree, Scope::Whole)) {
-                standby
-                    .compare
-                    .extend(scopes.iter().map(|scope| (tree, scope.clone())));
+            let whole = |comparison: &Comparison| {
+                comparison.tree == tree && comparison.scope == Scope::Whole
+            };
+            if !standby.compare.iter().any(whole) {
+                let comparisons = scopes.iter().map(|scope| Comparison {
+                    tree,
+                    scope: scope.clone(),
+                    losses,
+                });
+                standby.compare.extend(comparisons);
             }
         }
     }
@@ -883,6 +891,7 @@ pub mod tests {
                 patterns: Patterns::new(&[]).unwrap(),
                 root: id,
                 identity: root::look(&root).unwrap(),
+                mounts: Vec::new(),
                 probe: String::new(),
             });
             state.standbys.push(StandbyState::default());
