@@ -25,9 +25,9 @@ const SHOWN: usize = 30;
 /// What the standby's owners are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owners {
-    /// www-data, as the shipped settings say.
+    /// www-data.
     WwwData,
-    /// Those of the active node.
+    /// Those of the active node, as the shipped settings say.
     Kept,
 }
 

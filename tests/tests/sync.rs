@@ -75,7 +75,7 @@ fn quiet_lab() -> (Turn, Lab) {
 }
 
 fn equal_now() -> Result<(), String> {
-    match mirror::lacking(Node1, Owners::WwwData) {
+    match mirror::lacking(Node1, Owners::Kept) {
         Ok(lines) if lines.is_empty() => Ok(()),
         Ok(lines) => Err(format!("{} differences: {:?}", lines.len(), lines.first())),
         Err(error) => Err(error.to_string()),
@@ -84,7 +84,7 @@ fn equal_now() -> Result<(), String> {
 
 /// Waits until node2 has what node1 has, and panics with the differences and the logs.
 fn in_sync(lab: &Lab) -> Duration {
-    in_sync_from(lab, Node1, Owners::WwwData)
+    in_sync_from(lab, Node1, Owners::Kept)
 }
 
 fn in_sync_from(lab: &Lab, active: NodeName, owners: Owners) -> Duration {
@@ -1250,6 +1250,29 @@ fn a_tree_that_is_not_mounted_sends_nothing() {
 }
 
 #[test]
+fn everything_on_the_standby_can_have_one_owner() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let settings = |node: NodeName| node.root().join("etc/keepalived/companion.toml");
+    let shipped = NodeName::ALL.map(|node| fs::read_to_string(settings(node)).unwrap());
+    let _shipped = Undo(|| {
+        for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
+            drop(fs::write(settings(node), text));
+            drop(lab.exec(node, &["systemctl", "restart", "sync-realtime"]));
+        }
+    });
+    fs::write(copy(Node1).join("of root"), "x").unwrap();
+    in_sync(&lab);
+    for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
+        let text = text.replace("owner = \"keep\"", "owner = \"www-data:www-data\"");
+        fs::write(settings(node), text).unwrap();
+        restart(&lab, node);
+    }
+    fs::create_dir(copy(Node1).join("d")).unwrap();
+    fs::write(copy(Node1).join("d/later"), "x").unwrap();
+    in_sync_from(&lab, Node1, Owners::WwwData);
+}
+
+#[test]
 fn a_file_that_is_never_closed_arrives_every_second() {
     let (_one_at_a_time, lab) = quiet_lab();
     let path = copy(Node1).join("growing");
@@ -1311,7 +1334,7 @@ fn a_full_disk_of_the_standby_stops_nothing_else() {
         append(&root.join("small/first"), "x");
         let start = Instant::now();
         wait_until("the copies to be equal", LIMIT, || {
-            let lines = mirror::lacking(Node1, Owners::WwwData)?;
+            let lines = mirror::lacking(Node1, Owners::Kept)?;
             Ok(if lines.is_empty() {
                 Ok(())
             } else {
@@ -1549,7 +1572,7 @@ fn what_was_not_sent_before_a_failover_is_kept() {
     lab.power_on(Node1).unwrap();
     lab.settled(Node2, LIMIT).unwrap();
     println!("rejoined after {:?}", start.elapsed());
-    println!("in sync: {:?}", in_sync_from(&lab, Node2, Owners::WwwData));
+    println!("in sync: {:?}", in_sync_from(&lab, Node2, Owners::Kept));
     for name in &written {
         assert!(mine.join(name).exists(), "{name} is not on node1");
     }
@@ -1578,7 +1601,7 @@ fn what_was_not_sent_before_a_failover_is_kept() {
     alerted(before, "files-recovered");
     // Once this copy is complete, nothing is kept any more.
     fs::write(theirs.join(page(5)), "later").unwrap();
-    in_sync_from(&lab, Node2, Owners::WwwData);
+    in_sync_from(&lab, Node2, Owners::Kept);
     assert!(!folder.join("files/var/www/html").join(page(5)).exists());
 }
 
@@ -1654,7 +1677,7 @@ fn a_switch_over_loses_nothing_that_was_acknowledged() {
     lab.settled(Node2, LIMIT).unwrap();
     println!(
         "the other way: {:?}",
-        in_sync_from(&lab, Node2, Owners::WwwData)
+        in_sync_from(&lab, Node2, Owners::Kept)
     );
     fs::write(copy(Node2).join("back"), "x").unwrap();
     assert_eq!(wait_stored(Node2, b"back").unwrap(), "stored");
@@ -1831,7 +1854,6 @@ fn random_changes_arrive_whatever_strikes() {
     });
     for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
         let text = text
-            .replace("owner = \"www-data:www-data\"", "owner = \"keep\"")
             .replace("delete_limit_count = 1000", "delete_limit_count = 1000000")
             // Also what goes while the service is killed.
             .replace("delete_limit_unseen = 20", "delete_limit_unseen = 1000000")

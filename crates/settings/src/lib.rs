@@ -388,7 +388,7 @@ pub struct Sync {
 pub struct Tree {
     /// The directory, on every node.
     pub path: PathBuf,
-    /// `USER:GROUP` of everything on the standby (default `www-data:www-data`); none keeps the owners.
+    /// `USER:GROUP` of everything on the standby; none keeps the owners (default `keep`).
     pub owner: Option<String>,
     /// rsync patterns of what stays on its node.
     pub exclude: Vec<String>,

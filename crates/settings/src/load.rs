@@ -20,7 +20,8 @@ use crate::{
 /// The pledge of a primary and an acknowledgement name no standby.
 const MOST_NODES: usize = 2;
 const DEFAULT_TREE: &str = "/var/www/html";
-const DEFAULT_OWNER: &str = "www-data:www-data";
+/// What root owns on the active node is not made writable for the web server on the standby.
+const DEFAULT_OWNER: &str = "keep";
 
 /// One problem of the settings file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -578,7 +579,7 @@ fn sync(section: &Section<'_, '_>) -> Sync {
     if trees.is_empty() {
         trees.push(Tree {
             path: DEFAULT_TREE.into(),
-            owner: Some(DEFAULT_OWNER.to_owned()),
+            owner: None,
             exclude: Vec::new(),
         });
     }
