@@ -51,6 +51,10 @@ impl Engine {
         let mut state = State::default();
         for (tree, index) in settings.sync.trees.iter().zip(0..) {
             let identity = root::ensure(settings, &tree.path)?;
+            let mounts = root::mounts(&tree.path);
+            if epoch.is_some() {
+                root::adopt_mounts(settings, &tree.path, &mounts)?;
+            }
             let root = state.dirs.add_root(index);
             state.trees.push(TreeState {
                 path: tree.path.clone(),
@@ -59,7 +63,7 @@ impl Engine {
                 patterns: Patterns::new(&tree.exclude)?,
                 root,
                 identity,
-                mounts: root::mounts(&tree.path),
+                mounts,
                 probe: String::new(),
             });
         }

@@ -189,6 +189,38 @@ pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
     Ok(found)
 }
 
+/// On the active node: what is mounted in a root belongs to it from now on.
+pub fn adopt_mounts(settings: &Settings, root: &Path, mounts: &[Mount]) -> Result<(), RootError> {
+    let mut known = known_mounts(settings)?;
+    let name = root.to_string_lossy().into_owned();
+    let there = names_of(root, mounts);
+    if known.trees.get(&name).cloned().unwrap_or_default() != there {
+        known.trees.insert(name, there);
+        mounts_file(settings).replace(&known)?;
+    }
+    Ok(())
+}
+
+/// Their paths below the root.
+fn names_of(root: &Path, mounts: &[Mount]) -> BTreeSet<String> {
+    let canonical = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    mounts
+        .iter()
+        .filter_map(|mount| mount.path.strip_prefix(&canonical).ok())
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
+}
+
+fn known_mounts(settings: &Settings) -> Result<Mounts, FileError> {
+    match mounts_file(settings).read() {
+        Err(error @ FileError::Damaged { .. }) => {
+            log::error!("{error}; it is made anew from what is mounted");
+            Ok(Mounts::default())
+        }
+        read => Ok(read?.unwrap_or_default()),
+    }
+}
+
 /// What is mounted in a root now. Where the kernel does not tell it, nothing is known to be.
 pub fn mounts(root: &Path) -> Vec<Mount> {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
@@ -237,34 +269,17 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What was mounted in a root is there; what is new is written down.
+/// What was mounted in a root is there.
 fn ensure_mounts(settings: &Settings, root: &Path, mounts: &[Mount]) -> Result<(), RootError> {
-    let file = mounts_file(settings);
-    let mut known = match file.read() {
-        Err(error @ FileError::Damaged { .. }) => {
-            log::error!("{error}; it is made anew from what is mounted");
-            Mounts::default()
-        }
-        read => read?.unwrap_or_default(),
-    };
-    let canonical = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    let there: BTreeSet<String> = mounts
-        .iter()
-        .filter_map(|mount| mount.path.strip_prefix(&canonical).ok())
-        .map(|path| path.to_string_lossy().into_owned())
-        .collect();
-    let name = root.to_string_lossy().into_owned();
-    let before = known.trees.get(&name).cloned().unwrap_or_default();
-    if let Some(gone) = before.difference(&there).next() {
-        return Err(RootError::Unmounted {
+    let known = known_mounts(settings)?;
+    let there = names_of(root, mounts);
+    let before = known.trees.get(root.to_string_lossy().as_ref());
+    let gone = before.and_then(|before| before.difference(&there).next());
+    gone.map_or(Ok(()), |gone| {
+        Err(RootError::Unmounted {
             path: root.join(gone),
-        });
-    }
-    if before != there {
-        known.trees.insert(name, there);
-        file.replace(&known)?;
-    }
-    Ok(())
+        })
+    })
 }
 
 fn ensure_root(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
@@ -416,7 +431,7 @@ mod tests {
             path: root.canonicalize().unwrap().join("media"),
             identity: identity(&root.join("media")).unwrap(),
         };
-        ensure_mounts(&settings, &root, std::slice::from_ref(&mounted)).unwrap();
+        adopt_mounts(&settings, &root, std::slice::from_ref(&mounted)).unwrap();
         assert_eq!(unmounted(std::slice::from_ref(&mounted)), None);
         for _ in 0..2 {
             let held = ensure(&settings, &root).unwrap_err();
