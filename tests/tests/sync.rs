@@ -44,6 +44,12 @@ impl<F: FnMut()> Drop for Undo<F> {
     }
 }
 
+/// A person's word for what is held.
+const RELEASE: [&str; 2] = [
+    "/usr/libexec/keepalived-companion/sync-realtime",
+    "--release",
+];
+
 /// The lab with node1 as the active node and nothing but the first page in the tree.
 fn quiet_lab() -> (Turn, Lab) {
     let (one_at_a_time, lab) = lab::trial::quiet_lab(env!("CARGO_BIN_EXE_lab"));
@@ -59,12 +65,8 @@ fn quiet_lab() -> (Turn, Lab) {
         }
     }
     // What the last test left may be more than may be deleted at once.
-    let release = [
-        "/usr/libexec/keepalived-companion/sync-realtime",
-        "--release",
-    ];
     wait_until("the leftovers to be deleted", LIMIT, || {
-        let answer = lab.exec(Node1, &release)?;
+        let answer = lab.exec(Node1, &RELEASE)?;
         Ok(equal_now().map_err(|why| format!("{}: {why}", answer.text())))
     })
     .unwrap();
@@ -1016,9 +1018,9 @@ fn an_emptied_tree_is_held() {
 
 #[test]
 fn what_went_while_nobody_watched_is_held_and_the_rest_goes_on() {
-    const RELEASE: &str = "/usr/libexec/keepalived-companion/sync-realtime --release";
     let (_one_at_a_time, lab) = quiet_lab();
     let root = copy(Node1);
+    let release = || lab.exec(Node1, &RELEASE).unwrap().success().unwrap();
     fs::create_dir(root.join("photos")).unwrap();
     for number in 0..200 {
         fs::write(root.join(format!("photos/{number}")), "x").unwrap();
@@ -1073,7 +1075,7 @@ fn what_went_while_nobody_watched_is_held_and_the_rest_goes_on() {
     fs::write(root.join("after the restart"), "x").unwrap();
     assert_eq!(wait_stored(Node1, b"after the restart").unwrap(), "stored");
     assert_eq!(photos(), 201);
-    run(&lab, Node1, RELEASE);
+    release();
     println!("released: {:?}", in_sync(&lab));
     assert_eq!(photos(), 1);
     assert!(!copy(Node2).join("page20").exists());
@@ -1094,7 +1096,7 @@ fn what_went_while_nobody_watched_is_held_and_the_rest_goes_on() {
     });
     let held = await_status(Node1, "held", LIMIT, |s| s.state == SyncState::Held).unwrap();
     println!("{:?}", held.reason);
-    run(&lab, Node1, RELEASE);
+    release();
     println!("released: {:?}", in_sync(&lab));
     fs::remove_dir_all(&elsewhere).unwrap();
 }
@@ -1112,18 +1114,14 @@ fn a_mount_inside_a_tree_is_guarded() {
     };
     let unmount = |node| drop(lab.exec(node, &["umount", &media]));
     let _unmounted = Undo(|| {
+        drop(lab.exec(Node1, &["systemctl", "stop", "sync-realtime"]));
         for node in NodeName::ALL {
             unmount(node);
             drop(lab.exec(node, &["rm", "-rf", "/srv/media"]));
         }
+        drop(lab.exec(Node1, &["systemctl", "start", "sync-realtime"]));
         // What was mounted is forgotten.
-        drop(lab.exec(
-            Node1,
-            &[
-                "/usr/libexec/keepalived-companion/sync-realtime",
-                "--release",
-            ],
-        ));
+        drop(lab.exec(Node1, &RELEASE));
     });
     mounts(Node1);
     mounts(Node2);
