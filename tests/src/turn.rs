@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use process::Program;
 
@@ -29,6 +29,7 @@ journalctl -q --no-pager -o short-precise -n 400 -u mariadb -u keepalived-compan
 pub struct Turn {
     _one_at_a_time: MutexGuard<'static, ()>,
     lab: Lab,
+    began: Instant,
 }
 
 impl Drop for Turn {
@@ -36,6 +37,7 @@ impl Drop for Turn {
         if thread::panicking() {
             self.lab.tell_all();
         }
+        tell(&format!("the test took {:.1?}", self.began.elapsed()));
     }
 }
 
@@ -56,6 +58,7 @@ impl Lab {
         let turn = Turn {
             _one_at_a_time: before.unwrap_or_else(PoisonError::into_inner),
             lab: lab.clone(),
+            began: Instant::now(),
         };
         lab.up(&Options::default())?;
         let whole = lab
