@@ -38,6 +38,8 @@ const MOST_SAMPLES: usize = 1000;
 const ELSEWHERE: &str = "it is in none of the trees of the settings";
 /// How often one who waits looks whether its client is still there.
 const LOOK: Duration = Duration::from_millis(100);
+/// A user whom the kernel does not name. It is the number that stands for none.
+const SOMEBODY: u32 = u32::MAX;
 /// Nobody reads it.
 const GONE: &str = "you have hung up";
 /// A path is shorter.
@@ -111,7 +113,8 @@ impl Desk {
 
     /// A slot for a client, or an answer that there is none.
     fn admit(&self, client: &UnixStream) -> Option<Slot> {
-        let user = socket_peercred(client).ok()?.uid.as_raw();
+        // One in a container, whose processes have no number here, is told only as somebody.
+        let user = socket_peercred(client).map_or(SOMEBODY, |known| known.uid.as_raw());
         let slot = self.slots.take(user);
         if slot.is_none() {
             let mut client = client;
