@@ -46,9 +46,17 @@ pub struct Engine {
 
 impl Engine {
     /// Starts to watch, and on the active node (with an epoch) to serve every standby. The first look at the
-    /// trees goes on when it returns: see [`State::scanned`].
-    pub fn start(settings: &Settings, epoch: Option<u64>) -> Result<Self, EngineError> {
+    /// trees goes on when it returns: see [`State::scanned`]. `released`: a person has said that the trees are right
+    /// as they are.
+    pub fn start(
+        settings: &Settings,
+        epoch: Option<u64>,
+        released: bool,
+    ) -> Result<Self, EngineError> {
         let mut state = State::default();
+        if released {
+            state.allow(Instant::now());
+        }
         for (tree, index) in settings.sync.trees.iter().zip(0..) {
             let identity = root::ensure(settings, &tree.path)?;
             let mounts = root::mounts(&tree.path);

@@ -166,7 +166,8 @@ impl Service {
     }
 
     fn start(&mut self, epoch: Option<u64>) -> Result<(), String> {
-        if std::mem::take(&mut self.desk.current().adopt) {
+        let released = std::mem::take(&mut self.desk.current().adopt);
+        if released {
             for tree in &self.settings.sync.trees {
                 if let Err(error) = root::adopt_anew(&self.settings, &tree.path) {
                     log::error!("{error}");
@@ -177,7 +178,7 @@ impl Service {
                 Checkpoint::forget(&self.settings, &peer.name).map_err(|e| e.to_string())?;
             }
         }
-        match Engine::start(&self.settings, epoch) {
+        match Engine::start(&self.settings, epoch, released) {
             Ok(engine) => {
                 let text = match epoch {
                     Some(epoch) => format!("active node of epoch {epoch}: looks at the trees"),

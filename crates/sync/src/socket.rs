@@ -29,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The reader takes in every event before a barrier within this time, or a disk hangs.
 const BARRIER: Duration = Duration::from_secs(1);
-/// How long a person's word lets deletions above the limit pass.
-const RELEASE: Duration = Duration::from_secs(600);
 /// Longest time for a sample, and the most files of one.
 const SAMPLE: Duration = Duration::from_secs(10);
 const MOST_SAMPLES: usize = 1000;
@@ -421,7 +419,7 @@ impl Desk {
         }
         if let Some(shared) = &current.shared {
             let mut state = shared.lock();
-            state.allowed_until = Some(Instant::now() + RELEASE);
+            state.allow(Instant::now());
             match hold::end(&self.settings, &mut state) {
                 Ok(held) => {
                     state.let_go(Instant::now());

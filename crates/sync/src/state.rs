@@ -20,6 +20,9 @@ use settings::pattern::Patterns;
 /// The kernel's tick, generously: a file's time of change may be earlier than its change by so much.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long a person's word lets deletions above the limits pass.
+const RELEASE: Duration = Duration::from_secs(600);
+
 /// How `wait` ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Waited {
@@ -380,6 +383,11 @@ impl State {
         now: Instant,
     ) -> bool {
         limit.exceeded(deletions, left) && !self.is_allowed(now)
+    }
+
+    /// A person has given a word: for a while deletions above the limits pass.
+    pub fn allow(&mut self, now: Instant) {
+        self.allowed_until = Some(now + RELEASE);
     }
 
     /// Whether a person has given a word for deletions a short while ago.
