@@ -44,6 +44,27 @@ impl<F: FnMut()> Drop for Undo<F> {
     }
 }
 
+/// Changes the settings of both nodes; they are as before when the value is dropped.
+fn with_settings<'a>(lab: &'a Lab, changes: &[(&str, &str)]) -> Undo<impl FnMut() + use<'a>> {
+    let settings = |node: NodeName| node.root().join("etc/keepalived/companion.toml");
+    let shipped = NodeName::ALL.map(|node| fs::read_to_string(settings(node)).unwrap());
+    for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
+        let mut text = text.clone();
+        for (before, after) in changes {
+            assert!(text.contains(before), "no {before} in the settings");
+            text = text.replace(before, after);
+        }
+        fs::write(settings(node), text).unwrap();
+        restart(lab, node);
+    }
+    Undo(move || {
+        for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
+            drop(fs::write(settings(node), text));
+            drop(lab.exec(node, &["systemctl", "restart", "sync-realtime"]));
+        }
+    })
+}
+
 /// A person's word for what is held.
 const RELEASE: [&str; 2] = [
     "/usr/libexec/keepalived-companion/sync-realtime",
@@ -973,8 +994,10 @@ fn a_standby_that_comes_back_is_filled() {
 }
 
 #[test]
-fn an_emptied_tree_is_held() {
+fn without_a_trash_an_emptied_tree_is_held() {
     let (_one_at_a_time, lab) = quiet_lab();
+    // Where nothing that goes is kept.
+    let _shipped = with_settings(&lab, &[("trash_days = 7", "trash_days = 0")]);
     let root = copy(Node1);
     fs::create_dir(root.join("shop")).unwrap();
     for number in 0..2500 {
@@ -1026,6 +1049,89 @@ fn an_emptied_tree_is_held() {
         Ok(if good { Ok(()) } else { Err(told) })
     })
     .unwrap();
+}
+
+/// What the standby keeps of what was deleted: for each minute its ID and its files.
+fn trash(lab: &Lab, node: NodeName) -> Vec<(u64, u64)> {
+    let list = [RELEASE[0], "--trash", "--json"];
+    let text = lab.exec(node, &list).unwrap().success().unwrap().text();
+    let kept: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let number = |kept: &serde_json::Value, field: &str| kept[field].as_u64().unwrap();
+    kept.iter()
+        .map(|kept| (number(kept, "id"), number(kept, "files")))
+        .collect()
+}
+
+#[test]
+fn a_release_goes_through_and_what_it_deletes_is_kept() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let root = copy(Node1);
+    let before: u64 = trash(&lab, Node2).iter().map(|(_, files)| files).sum();
+    for number in 0..4000 {
+        let directory = root.join(format!("app/{}", number % 40));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(number.to_string()), number.to_string()).unwrap();
+    }
+    in_sync(&lab);
+    // As an update does it: the new one is made beside the old one, exchanged for it, and the old one deleted.
+    let app = format!("{TREE}/app");
+    let update = format!(
+        "cp -a {app} {app}.new && echo new > {app}.new/1/1 && mv {app} {app}.old && mv {app}.new {app} && \
+         rm -r {app}.old"
+    );
+    let begun = Instant::now();
+    run(&lab, Node1, &update);
+    fs::write(root.join("uploaded"), "x").unwrap();
+    let stored = wait_stored(Node1, b"uploaded").unwrap();
+    assert_eq!(stored, "stored");
+    let took = in_sync(&lab);
+    println!(
+        "4,000 files exchanged and deleted: in sync {:.1} s after its beginning ({took:?})",
+        begun.elapsed().as_secs_f64()
+    );
+    let kept = trash(&lab, Node2);
+    let files: u64 = kept.iter().map(|(_, files)| files).sum();
+    assert_eq!(files - before, 4000, "{kept:?}");
+    // All of the tree, by hand.
+    fs::remove_dir_all(root.join("app")).unwrap();
+    in_sync(&lab);
+    assert!(!copy(Node2).join("app").exists());
+    let kept = trash(&lab, Node2);
+    assert_eq!(
+        kept.iter().map(|(_, files)| files).sum::<u64>() - before,
+        8000
+    );
+    let id = kept.last().unwrap().0.to_string();
+    let restore = [RELEASE[0], "--restore", &id, "--to", "/root/restored"];
+    println!("{}", run(&lab, Node2, &restore.join(" ")));
+    let restored = inside(Node2, "/root/restored/app/1/1").unwrap();
+    assert_eq!(fs::read_to_string(restored).unwrap(), "new\n");
+    // Not over what is there, and not where it would be deleted again.
+    for to in ["/root/restored", TREE] {
+        let again = [RELEASE[0], "--restore", &id, "--to", to];
+        let refused = lab.exec(Node2, &again).unwrap();
+        assert!(!refused.status.success(), "{to}");
+    }
+    run(&lab, Node2, "rm -r /root/restored");
+}
+
+#[test]
+fn what_was_a_directory_and_becomes_a_file_is_kept() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let root = copy(Node1);
+    fs::create_dir(root.join("page")).unwrap();
+    fs::write(root.join("page/below"), "below").unwrap();
+    in_sync(&lab);
+    let before: u64 = trash(&lab, Node2).iter().map(|(_, files)| files).sum();
+    fs::remove_dir_all(root.join("page")).unwrap();
+    fs::write(root.join("page"), "a file").unwrap();
+    in_sync(&lab);
+    let files: u64 = trash(&lab, Node2).iter().map(|(_, files)| files).sum();
+    assert_eq!(files - before, 1);
+    assert_eq!(
+        fs::read_to_string(copy(Node2).join("page")).unwrap(),
+        "a file"
+    );
 }
 
 #[test]
@@ -1262,21 +1368,12 @@ fn a_tree_that_is_not_mounted_sends_nothing() {
 #[test]
 fn everything_on_the_standby_can_have_one_owner() {
     let (_one_at_a_time, lab) = quiet_lab();
-    let settings = |node: NodeName| node.root().join("etc/keepalived/companion.toml");
-    let shipped = NodeName::ALL.map(|node| fs::read_to_string(settings(node)).unwrap());
-    let _shipped = Undo(|| {
-        for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
-            drop(fs::write(settings(node), text));
-            drop(lab.exec(node, &["systemctl", "restart", "sync-realtime"]));
-        }
-    });
     fs::write(copy(Node1).join("of root"), "x").unwrap();
     in_sync(&lab);
-    for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
-        let text = text.replace("owner = \"keep\"", "owner = \"www-data:www-data\"");
-        fs::write(settings(node), text).unwrap();
-        restart(&lab, node);
-    }
+    let _shipped = with_settings(
+        &lab,
+        &[("owner = \"keep\"", "owner = \"www-data:www-data\"")],
+    );
     fs::create_dir(copy(Node1).join("d")).unwrap();
     fs::write(copy(Node1).join("d/later"), "x").unwrap();
     in_sync_from(&lab, Node1, Owners::WwwData);
@@ -1854,24 +1951,16 @@ const RANDOM_ALONE: Duration = Duration::from_secs(60);
 #[test]
 fn random_changes_arrive_whatever_strikes() {
     let (_one_at_a_time, lab) = quiet_lab();
-    let settings = |node: NodeName| node.root().join("etc/keepalived/companion.toml");
-    let shipped = NodeName::ALL.map(|node| fs::read_to_string(settings(node)).unwrap());
-    let _shipped = Undo(|| {
-        for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
-            drop(fs::write(settings(node), text));
-            drop(lab.exec(node, &["systemctl", "restart", "sync-realtime"]));
-        }
-    });
-    for (node, text) in NodeName::ALL.into_iter().zip(&shipped) {
-        let text = text
-            .replace("delete_limit_count = 1000", "delete_limit_count = 1000000")
+    let _shipped = with_settings(
+        &lab,
+        &[
+            ("delete_limit_count = 1000", "delete_limit_count = 1000000"),
             // Also what goes while the service is killed.
-            .replace("delete_limit_unseen = 20", "delete_limit_unseen = 1000000")
+            ("delete_limit_unseen = 20", "delete_limit_unseen = 1000000"),
             // A daemon that does not stay up is a reason for check-sync to let go of the VIP, within a minute.
-            .replace("[checks]", "[checks]\nverdict_age_s = 300");
-        fs::write(settings(node), text).unwrap();
-        restart(&lab, node);
-    }
+            ("[checks]", "[checks]\nverdict_age_s = 300"),
+        ],
+    );
     if let Ok(text) = std::env::var("LAB_SEED") {
         random_changes(&lab, text.parse().unwrap(), RANDOM_ALONE);
         return;

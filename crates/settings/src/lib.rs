@@ -375,6 +375,10 @@ pub struct Sync {
     /// So many files that went while nobody watched, or a whole directory, are held, too (default 20); as high as
     /// `delete_limit_count`, this limit is off.
     pub delete_limit_unseen: u64,
+    /// How long a standby keeps what was deleted; `trash_days` (default 7), 0 for not at all.
+    pub trash_age: Duration,
+    /// At most so much of it, in bytes, but for what is younger than a day; `trash_mib` (default 1024).
+    pub trash_bytes: u64,
     /// `wait` answers `alone` after this time when no standby can be reached, in ms (default 1000).
     pub wait_alone: Duration,
     /// Files of at least this size are sent beside the others, in bytes; `large_mib` (default 16 MiB).

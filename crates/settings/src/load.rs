@@ -590,6 +590,10 @@ fn sync(section: &Section<'_, '_>) -> Sync {
         delete_limit_count: section.number("delete_limit_count", 1000, 1..=1_000_000_000),
         delete_limit_percent: section.number("delete_limit_percent", 50, 1..=100),
         delete_limit_unseen: section.number("delete_limit_unseen", 20, 1..=1_000_000_000),
+        trash_age: std::time::Duration::from_secs(
+            section.number("trash_days", 7, 0..=3650) * 24 * 3600,
+        ),
+        trash_bytes: section.number("trash_mib", 1024, 0..=1_000_000_000) * 1024 * 1024,
         wait_alone: section.milliseconds("wait_alone_ms", 1000, 50..=60_000),
         large: section.number("large_mib", 16, 1..=1_000_000) * 1024 * 1024,
         log: section.path("log", "/var/log/rsync_realtime.log"),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::dirs::Key;
 use crate::queue::Mark;
 use crate::root;
+use crate::trash::{Aside, Kind};
 
 /// A name to be sent.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Batch {
     pub large: Vec<(Entry, u64)>,
     /// Files that it deletes, as far as they were counted.
     pub deletions: u64,
+    /// Names where the standby may have something that is deleted, or gives way to something of another kind.
+    pub aside: Vec<Aside>,
     /// Names that would delete something, left out while deletions are held.
     pub withheld: Vec<Entry>,
     /// Bytes of its files.
@@ -107,7 +110,11 @@ pub fn build(
                 batch.withheld.push(entry);
                 continue;
             }
-            if bad.missing {
+            batch.aside.push(Aside {
+                path: bad.path.clone(),
+                kind: bad.kind,
+            });
+            if bad.kind == Kind::Nothing {
                 batch.deletions += entry.mark.lost;
                 batch.vacated.push(bad.path.clone());
             }
@@ -123,6 +130,13 @@ pub fn build(
         if held && deletes {
             batch.withheld.push(entry);
             continue;
+        }
+        let kind = Kind::of(found.as_ref().ok());
+        if kind != Kind::File || entry.mark.vacated {
+            batch.aside.push(Aside {
+                path: entry.path.clone(),
+                kind,
+            });
         }
         if entry.mark.vacated || found.is_err() {
             batch.vacated.push(entry.path.clone());
@@ -167,7 +181,7 @@ fn parent(path: &[u8]) -> &[u8] {
 #[derive(Debug, Clone)]
 struct Bad {
     path: Vec<u8>,
-    missing: bool,
+    kind: Kind,
 }
 
 struct List<'a> {
@@ -196,10 +210,10 @@ impl List<'_> {
         }
         let bad = self.bad_ancestor(parent(directory)).or_else(|| {
             let found = fs::symlink_metadata(below(self.root, directory));
-            let fine = found.as_ref().is_ok_and(Metadata::is_dir);
-            (!fine).then(|| Bad {
+            let kind = Kind::of(found.as_ref().ok());
+            (kind != Kind::Directory).then(|| Bad {
                 path: directory.to_vec(),
-                missing: found.is_err(),
+                kind,
             })
         });
         self.ancestors.insert(directory.to_vec(), bad.clone());

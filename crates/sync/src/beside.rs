@@ -173,9 +173,10 @@ impl Beside {
         let mut state = self.shared.lock();
         let state = &mut *state;
         let (_, _, files) = state.dirs.totals(tree_index);
-        let many = state.needs_word(self.limit, differences.extraneous(), files, now);
+        let kept = comparison.losses == Losses::Seen && state.standbys[self.index].trash;
+        let many = !kept && state.needs_word(self.limit, differences.extraneous(), files, now);
         let unseen = match comparison.losses {
-            Losses::Known => Unseen::default(),
+            Losses::Seen | Losses::Copied => Unseen::default(),
             Losses::Unseen | Losses::UnseenTwice => {
                 let standby = &state.standbys[self.index];
                 unseen(&differences.lost, |path| {

@@ -11,7 +11,7 @@ use clap::Parser;
 use nodefiles::valid_settings;
 use settings::Settings;
 
-use crate::{service, status};
+use crate::{service, status, trash};
 
 /// A wait ends by itself before this.
 const LONGEST_ANSWER: Duration = Duration::from_secs(40);
@@ -25,16 +25,28 @@ const LONGEST_ANSWER: Duration = Duration::from_secs(40);
         sync-realtime                  run (systemctl start sync-realtime)\n  \
         sync-realtime --status         how it is, for a person; --json for a program\n  \
         sync-realtime --wait PATH      wait until a standby has the file on its disk\n  \
-        sync-realtime --release        go on after a hold: what it named is right\n\n\
+        sync-realtime --release        go on after a hold: what it named is right\n  \
+        sync-realtime --trash          what was deleted here and is still kept; --json for a program\n  \
+        sync-realtime --restore ID --to DIRECTORY\n                                 \
+                                       copy it there\n\n\
         Exit: 0 good, 1 not (--status: held, degraded or no news; --wait: on this node only), 2 settings or arguments"
 )]
 struct Arguments {
     /// Say how it is
-    #[arg(long, conflicts_with_all = ["release", "wait"])]
+    #[arg(long, group = "told", conflicts_with_all = ["release", "wait"])]
     status: bool,
-    /// Answer in JSON
-    #[arg(long, requires = "status")]
+    /// Answer in JSON, with --status or --trash
+    #[arg(long, requires = "told")]
     json: bool,
+    /// List what was deleted on this node as a standby, and is still kept
+    #[arg(long, group = "told", conflicts_with_all = ["release", "wait"])]
+    trash: bool,
+    /// Copy what --trash lists under this ID
+    #[arg(long, value_name = "ID", requires = "to", conflicts_with_all = ["status", "release", "wait", "trash"])]
+    restore: Option<u64>,
+    /// Where to
+    #[arg(long, value_name = "DIRECTORY", requires = "restore")]
+    to: Option<PathBuf>,
     /// Go on after a hold: deletions above the limit pass for ten minutes, an exchanged root is taken as it is
     #[arg(long, conflicts_with = "wait")]
     release: bool,
@@ -117,6 +129,22 @@ pub fn realtime() -> ExitCode {
     if arguments.status {
         return show(&settings, arguments.json);
     }
+    if arguments.trash {
+        list(&settings, arguments.json);
+        return ExitCode::SUCCESS;
+    }
+    if let (Some(id), Some(to)) = (arguments.restore, &arguments.to) {
+        return match trash::restore(&settings, id, to) {
+            Ok(()) => {
+                say(&format!("copied to {}", to.display()));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                log::error!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if arguments.release {
         return ask(&settings, b"release", |answer| {
             answer.starts_with("released")
@@ -155,6 +183,32 @@ fn show(settings: &Settings, json: bool) -> ExitCode {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+fn list(settings: &Settings, json: bool) {
+    let kept = trash::list(settings);
+    if json {
+        say(&serde_json::to_string(&kept).unwrap_or_default());
+        return;
+    }
+    if kept.is_empty() {
+        say("nothing is kept");
+    }
+    for kept in kept {
+        say(&format!(
+            "{}  {}  {}: {} files, {} KiB, {}",
+            kept.id,
+            kept.at,
+            kept.tree.display(),
+            kept.files,
+            kept.bytes.div_ceil(1024),
+            if kept.first.is_empty() {
+                "empty directories"
+            } else {
+                &kept.first
+            }
+        ));
     }
 }
 

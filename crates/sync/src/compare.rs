@@ -18,8 +18,10 @@ pub struct Comparison {
 /// What is known of names that only the standby has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Losses {
-    /// They were seen to go, or the standby keeps a copy of what it deletes.
-    Known,
+    /// They were seen to go.
+    Seen,
+    /// The standby keeps a copy of all that it deletes, as at the first meeting in an epoch.
+    Copied,
     /// Nobody watched when they went.
     Unseen,
     /// The same, and this is the second look: of names that were going in that moment is known by now.

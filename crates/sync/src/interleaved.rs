@@ -25,7 +25,7 @@ fn below_of(paths: Vec<Vec<u8>>) -> Comparison {
     Comparison {
         tree: 0,
         scope: Scope::Below(paths),
-        losses: Losses::Known,
+        losses: Losses::Seen,
     }
 }
 

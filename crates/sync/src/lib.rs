@@ -36,6 +36,7 @@ mod state;
 mod status;
 mod tell;
 mod trace;
+mod trash;
 mod watch;
 
 pub use cli::{realtime, receive};

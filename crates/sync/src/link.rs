@@ -14,8 +14,10 @@ use crate::compare::Scope;
 use crate::root;
 use crate::session::{PROTOCOL, Request, Response};
 use crate::state::TreeState;
+use crate::trash::Aside;
 
 /// A healthy standby answers a request within this time; a flush waits for its disk.
+const MOST_ASIDE: usize = 1000;
 const ANSWER: Duration = Duration::from_secs(10);
 const FLUSH: Duration = Duration::from_secs(60);
 /// rsync gives up a standby that takes nothing for so long, in seconds.
@@ -87,6 +89,8 @@ pub struct Link {
     peer: String,
     me: String,
     epoch: u64,
+    /// The standby keeps what it deletes for a while.
+    trash: bool,
     waiting: Vec<VecDeque<(Running, Instant)>>,
 }
 
@@ -143,6 +147,7 @@ impl Link {
             peer: peer.name.clone(),
             me: settings.local().name.clone(),
             epoch,
+            trash: false,
             waiting: trees.iter().map(|_| VecDeque::new()).collect(),
         };
         let hello = Request::Hello {
@@ -159,6 +164,7 @@ impl Link {
                 complete,
                 protocol,
                 keeps,
+                trash,
             } => {
                 let theirs = protocol.unwrap_or_default();
                 if theirs != PROTOCOL {
@@ -169,6 +175,7 @@ impl Link {
                 }
                 // Version 0 keeps copies as well, as long as it has nothing complete.
                 let keeps = keeps.unwrap_or(complete.is_none());
+                link.trash = trash;
                 Ok((link, Greeting { complete, keeps }))
             }
             other => Err(unexpected(&other)),
@@ -229,6 +236,33 @@ impl Link {
             Response::NotDone { why } => Ok(Some(why)),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Whether the standby keeps what it deletes for a while.
+    pub fn has_trash(&self) -> bool {
+        self.trash
+    }
+
+    /// Has what gives way to these names kept; whether all of it was.
+    pub fn set_aside(&mut self, tree: u16, names: &[Aside]) -> Result<bool, LinkError> {
+        if !self.trash {
+            return Ok(false);
+        }
+        for names in names.chunks(MOST_ASIDE) {
+            let request = Request::SetAside {
+                tree,
+                names: names.to_vec(),
+            };
+            match self.ask(&request, ANSWER)? {
+                Response::Done {} => {}
+                Response::NotDone { why } => {
+                    log::warn!("{}: what goes is not kept: {why}", self.peer);
+                    return Ok(false);
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Ok(true)
     }
 
     /// Sends and deletes a file with the real arguments, and looks whether both arrived: an rsync that

@@ -10,14 +10,14 @@ use std::io::{self, BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nodefiles::memory::Memory;
 use nodefiles::role_state::{self, NodeRole};
 use nodefiles::{FileError, JsonFile, Lock, receive_lock, recovered};
 use process::Program;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Mode, OFlags, RenameFlags, ResolveFlags, openat2, renameat_with, syncfs};
+use rustix::fs::{Mode, RenameFlags, renameat_with, syncfs};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -27,6 +27,7 @@ use settings::Settings;
 use crate::command::{self, Command, Stream};
 use crate::root;
 use crate::session::{self, NoRequest, Request, Response};
+use crate::trash;
 
 /// Between two looks at the role where it cannot be watched.
 const LOOK: Duration = Duration::from_millis(100);
@@ -328,8 +329,12 @@ impl Conversation<'_> {
         } = request
         {
             let (hello, complete, keeps) = greet(settings, &self.connection, from, epoch, &trees)?;
+            let trash = hello
+                .roots
+                .iter()
+                .all(|(path, _)| trash::keeps(settings, path));
             self.hello = Some(hello);
-            return Ok(welcome(complete, keeps, protocol));
+            return Ok(welcome(complete, keeps, trash, protocol));
         }
         let hello = self.hello.as_ref().ok_or("say hello first")?;
         gate(settings, &hello.from, hello.epoch)?;
@@ -354,6 +359,21 @@ impl Conversation<'_> {
                     },
                 }
             }
+            Request::SetAside { tree, names } => {
+                let (_, fd) = root(tree)?;
+                // The recovery folder has them, as long as copies are kept there.
+                let aside = if received(settings)?.keeps_copies(hello.epoch) {
+                    Ok(())
+                } else {
+                    trash::set_aside(fd, &names, SystemTime::now())
+                };
+                match aside {
+                    Ok(()) => Response::Done {},
+                    Err(error) => Response::NotDone {
+                        why: error.to_string(),
+                    },
+                }
+            }
             Request::Canary { tree } => {
                 let (path, _) = root(tree)?;
                 Response::Canary {
@@ -371,11 +391,12 @@ impl Conversation<'_> {
 }
 
 /// The answer to a hello: a sender of version 0 does not understand a version in it.
-fn welcome(complete: Option<String>, keeps: bool, sender: Option<u32>) -> Response {
+fn welcome(complete: Option<String>, keeps: bool, trash: bool, sender: Option<u32>) -> Response {
     Response::Welcome {
         complete,
         protocol: sender.map(|_| session::PROTOCOL),
         keeps: sender.map(|_| keeps),
+        trash: sender.is_some() && trash,
     }
 }
 
@@ -439,36 +460,10 @@ fn flush(settings: &Settings, hello: &Hello) -> Result<(), String> {
 
 /// Moves a directory below the root; follows no link, and replaces nothing.
 fn rename(root: &OwnedFd, from: &[u8], to: &[u8]) -> io::Result<()> {
-    let (from_parent, from) = parent(root, from)?;
-    let (to_parent, to) = parent(root, to)?;
+    let (from_parent, from) = root::parent(root, from)?;
+    let (to_parent, to) = root::parent(root, to)?;
     renameat_with(&from_parent, from, &to_parent, to, RenameFlags::NOREPLACE)?;
     Ok(())
-}
-
-fn parent<'a>(root: &OwnedFd, path: &'a [u8]) -> io::Result<(OwnedFd, &'a [u8])> {
-    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
-    let name = *parts.last().ok_or_else(invalid)?;
-    if root::is_own(parts[0])
-        || parts
-            .iter()
-            .any(|part| matches!(*part, b"" | b"." | b"..") || part.contains(&0))
-    {
-        return Err(invalid());
-    }
-    let directory = path
-        .get(..path.len() - name.len())
-        .filter(|d| !d.is_empty());
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let fd = openat2(
-        root,
-        directory.unwrap_or(b"."),
-        flags,
-        Mode::empty(),
-        inside,
-    )?;
-    Ok((fd, name))
 }
 
 fn complete(settings: &Settings, hello: &Hello, token: String) -> Result<(), String> {
@@ -498,11 +493,11 @@ mod tests {
 
     #[test]
     fn a_version_is_told_only_to_a_sender_that_has_one() {
-        let told = |sender| serde_json::to_string(&welcome(None, true, sender)).unwrap();
+        let told = |sender| serde_json::to_string(&welcome(None, true, true, sender)).unwrap();
         assert_eq!(told(None), r#"{"answer":"welcome","complete":null}"#);
         assert_eq!(
             told(Some(7)),
-            r#"{"answer":"welcome","complete":null,"protocol":1,"keeps":true}"#
+            r#"{"answer":"welcome","complete":null,"protocol":1,"keeps":true,"trash":true}"#
         );
     }
 

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 pub use nodefiles::OWN;
 use nodefiles::{Durability, FileError, JsonFile, open_own, read_json, replace_json};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
@@ -339,6 +340,33 @@ pub fn adopt_anew(settings: &Settings, root: &Path) -> Result<(), RootError> {
         file.replace(&known)?;
     }
     ensure(settings, root).map(drop)
+}
+
+/// The open directory of a path below a root, and its last part. Follows no link, and is never in our directory.
+pub fn parent<'a>(root: &OwnedFd, path: &'a [u8]) -> io::Result<(OwnedFd, &'a [u8])> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let name = *parts.last().ok_or_else(invalid)?;
+    if is_own(parts[0])
+        || parts
+            .iter()
+            .any(|part| matches!(*part, b"" | b"." | b"..") || part.contains(&0))
+    {
+        return Err(invalid());
+    }
+    let directory = path
+        .get(..path.len() - name.len())
+        .filter(|d| !d.is_empty());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let fd = openat2(
+        root,
+        directory.unwrap_or(b"."),
+        flags,
+        Mode::empty(),
+        inside,
+    )?;
+    Ok((fd, name))
 }
 
 /// Which directory the root is now, and that its marker is there: asked before each batch.

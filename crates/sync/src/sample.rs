@@ -52,7 +52,7 @@ pub fn sample(
     let scopes = chosen.into_iter().map(|(tree, names)| Comparison {
         tree,
         scope: Scope::Names(names),
-        losses: Losses::Known,
+        losses: Losses::Seen,
     });
     state.standbys[index].compare.extend(scopes);
     shared.notify();

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use alerts::Severity;
@@ -18,7 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineError};
 use crate::root::{self, RootError};
 use crate::socket::Desk;
-use crate::{status, tell};
+use crate::{status, tell, trash};
 
 /// The heartbeat of the status while nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -75,6 +76,9 @@ fn serve(settings: &Settings) -> Result<(), String> {
             nodefiles::sync_status::socket(settings).display()
         )
     })?;
+    let of_the_thread = settings.clone();
+    // It ends with the program.
+    thread::spawn(move || trash::purge_for_ever(&of_the_thread));
     let mut service = Service {
         settings: settings.clone(),
         desk,

@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::trash::Aside;
+
 /// The version of this conversation. Files are sent between any two versions, so what version 0 can say stays as
 /// it is; something new is said only to a version that knows it.
 pub const PROTOCOL: u32 = 1;
@@ -38,6 +40,14 @@ pub enum Request {
         from: Vec<u8>,
         /// Path relative to the root, in bytes.
         to: Vec<u8>,
+    },
+    /// What is of another kind, or gone, on the active node by now is to be kept aside. Only said to a standby
+    /// that has a trash.
+    SetAside {
+        /// Index in the list of trees.
+        tree: u16,
+        /// The names.
+        names: Vec<Aside>,
     },
     /// Whether the canary is there, and what it holds.
     Canary {
@@ -92,6 +102,9 @@ pub enum Response {
         /// Whether it keeps a copy of what it overwrites or deletes, to the same.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         keeps: Option<bool>,
+        /// Whether it keeps what it is told to set aside.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        trash: bool,
     },
     /// Done.
     Done {},

@@ -189,7 +189,7 @@ impl Worker {
         }
         let known = greeting.complete.is_some() && greeting.complete == self.token;
         let losses = if greeting.keeps {
-            Losses::Known
+            Losses::Copied
         } else {
             Losses::Unseen
         };
@@ -198,6 +198,7 @@ impl Worker {
         standby.connected = true;
         standby.reason = None;
         standby.refusing = false;
+        standby.trash = link.has_trash();
         standby.complete = known;
         if !known {
             standby.compare = (0..)
@@ -451,7 +452,7 @@ impl Worker {
             state.standbys[self.index].compare.push(Comparison {
                 tree: rename.tree,
                 scope: Scope::Below(vec![path]),
-                losses: Losses::Known,
+                losses: Losses::Seen,
             });
         }
     }
@@ -568,7 +569,14 @@ impl Worker {
             let withheld = std::mem::take(&mut batch.withheld);
             self.shared.lock().withhold(self.index, withheld, why);
         }
-        if let Some(why) = self.hold(index, &batch) {
+        let kept = match link.set_aside(index, &batch.aside) {
+            Ok(kept) => kept,
+            Err(error) => {
+                self.put_back(all_entries(batch), Instant::now());
+                return Err(error.into());
+            }
+        };
+        if !kept && let Some(why) = self.hold(index, &batch) {
             // From now on without them.
             self.put_back(all_entries(batch), Instant::now());
             hold::begin(&self.settings, &mut self.shared.lock(), why);
@@ -583,6 +591,7 @@ impl Worker {
             bytes,
             vacated,
             withheld: _,
+            aside: _,
         } = batch;
         self.start_large(link, &tree, large);
         if entries.is_empty() {
@@ -637,7 +646,7 @@ impl Worker {
             let comparison = Comparison {
                 tree,
                 scope: Scope::Below(vacated),
-                losses: Losses::Known,
+                losses: Losses::Seen,
             };
             self.shared.lock().standbys[self.index]
                 .compare

@@ -81,6 +81,8 @@ pub struct StandbyState {
     pub unflushed: Vec<u64>,
     /// Names that could not be sent: why, and how often.
     pub quarantine: HashMap<Key, (String, u32)>,
+    /// It keeps what it deletes for a while.
+    pub trash: bool,
     /// It is connected and takes files.
     pub connected: bool,
     /// It was seen complete in this epoch since the start.

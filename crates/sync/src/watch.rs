@@ -742,7 +742,7 @@ impl Watcher {
         for root in roots {
             let changed = self.rescan(state, root, Noting::ChangedSince(since), now);
             // What they held is still watched; only events were lost.
-            request_comparison(state, &changed, Losses::Known);
+            request_comparison(state, &changed, Losses::Seen);
         }
         state.confused = false;
     }
@@ -756,7 +756,7 @@ impl Watcher {
         for id in state.dirs.topmost_polled() {
             let changed = self.rescan(state, id, Noting::ChangedSince(since), now);
             // Within the last seconds; their own limits hold.
-            request_comparison(state, &changed, Losses::Known);
+            request_comparison(state, &changed, Losses::Seen);
         }
     }
 }
