@@ -1,5 +1,6 @@
 //! The report on what a first synchronisation has moved out of the way.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -10,6 +11,8 @@ use alerts::Severity;
 use nodefiles::{Durability, replace, replace_json};
 use serde::Serialize;
 use settings::Settings;
+
+use crate::root;
 
 /// Lines in the alert's own text; the report has all.
 const SHOWN: usize = 5;
@@ -81,6 +84,11 @@ fn walk(base: &Path, directory: &Path, kept: &mut Vec<Kept>) -> io::Result<()> {
     };
     for entry in entries {
         let path: PathBuf = entry?.path();
+        if path.file_name() == Some(OsStr::new(root::CANARY)) {
+            // The sender's own: it is made and deleted to see that both arrive.
+            fs::remove_file(&path)?;
+            continue;
+        }
         let metadata = fs::symlink_metadata(&path)?;
         if metadata.is_dir() {
             walk(base, &path, kept)?;
@@ -97,4 +105,27 @@ fn walk(base: &Path, directory: &Path, kept: &mut Vec<Kept>) -> io::Result<()> {
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_senders_own_file_is_nothing_that_was_recovered() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = crate::settings_in(directory.path());
+        let folder = directory.path().join("recovered/3");
+        let tree = folder.join("files/var/www/html");
+        fs::create_dir_all(&tree).unwrap();
+        fs::write(tree.join(root::CANARY), "x").unwrap();
+        report(&settings, &folder, "b", 3).unwrap();
+        assert!(!folder.join("files.txt").exists());
+        fs::write(tree.join(root::CANARY), "x").unwrap();
+        fs::write(tree.join("page"), "x").unwrap();
+        let mut kept = Vec::new();
+        walk(&folder.join("files"), &folder.join("files"), &mut kept).unwrap();
+        let paths: Vec<&str> = kept.iter().map(|kept| kept.path.as_str()).collect();
+        assert_eq!(paths, ["var/www/html/page"]);
+    }
 }
