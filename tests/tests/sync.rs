@@ -2043,3 +2043,78 @@ fn random_changes(lab: &Lab, seed: u64, length: Duration) {
     fs::remove_dir_all(&root).unwrap();
     mirror::in_sync(Node1, Owners::Kept, LIMIT).unwrap();
 }
+
+/// `system.posix_acl_access` for a file of mode 0644 that user 33 may write, as the kernel has it (acl(5)).
+fn acl() -> Vec<u8> {
+    const ANYBODY: u32 = u32::MAX;
+    let mut value = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in [
+        (0x01_u16, 6_u16, ANYBODY),
+        (0x02, 6, 33),
+        (0x04, 4, ANYBODY),
+        (0x10, 6, ANYBODY),
+        (0x20, 4, ANYBODY),
+    ] {
+        value.extend(tag.to_le_bytes());
+        value.extend(rights.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
+#[test]
+fn attributes_acls_and_holes_arrive() {
+    use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+    let (_one_at_a_time, lab) = quiet_lab();
+    let root = copy(Node1);
+    let read = |node: NodeName, name: &str, attribute: &str| {
+        let mut value = vec![0; 4096];
+        let path = inside(node, TREE).unwrap().join(name);
+        let length = getxattr(path, attribute, &mut value[..]).ok()?;
+        value.truncate(length);
+        Some(value)
+    };
+    let set = |name: &str, attribute: &str, value: &[u8]| {
+        let path = inside(Node1, TREE).unwrap().join(name);
+        setxattr(path, attribute, value, XattrFlags::empty()).unwrap();
+    };
+    fs::write(root.join("file"), "x").unwrap();
+    in_sync(&lab);
+    let acl = acl();
+    // To a file that is there already, and to nothing but its attributes.
+    set("file", "user.note", b"a note");
+    set("file", "system.posix_acl_access", &acl);
+    set("file", "trusted.right", b"of root");
+    in_sync(&lab);
+    wait_until("the attributes", LIMIT, || {
+        let note = read(Node2, "file", "user.note");
+        Ok(if note.as_deref() == Some(b"a note") {
+            Ok(())
+        } else {
+            Err(format!("{note:?}"))
+        })
+    })
+    .unwrap();
+    assert_eq!(read(Node2, "file", "system.posix_acl_access"), Some(acl));
+    assert_eq!(read(Node2, "file", "trusted.right"), None);
+    let path = inside(Node1, TREE).unwrap().join("file");
+    removexattr(path, "user.note").unwrap();
+    wait_until("the attribute to go", LIMIT, || {
+        let note = read(Node2, "file", "user.note");
+        Ok(if note.is_none() {
+            Ok(())
+        } else {
+            Err(format!("{note:?}"))
+        })
+    })
+    .unwrap();
+    // A hole is one over there.
+    let file = fs::File::create(root.join("sparse")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"end", 200 << 20).unwrap();
+    drop(file);
+    in_sync(&lab);
+    let there = fs::metadata(copy(Node2).join("sparse")).unwrap();
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&there);
+    println!("{} bytes take {} KiB", there.len(), blocks / 2);
+    assert!(blocks * 512 < 1 << 20, "{blocks} blocks");
+}

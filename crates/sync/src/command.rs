@@ -61,8 +61,8 @@ const LONG_WITH_VALUE: [&str; 5] = [
 ];
 /// Letters of a cluster before the `e.` of the capabilities: links, owner, group, devices, times,
 /// permissions, hard links, relative names, recursion, dry run, directories, itemise, verbose, checksums,
-/// ignored times.
-const SHORT: &str = "logDtpHRrndivxcI";
+/// ignored times, ACLs, extended attributes, holes.
+const SHORT: &str = "logDtpHRrndivxcIAXS";
 
 /// Reads a request.
 pub fn parse(line: &str, trees: &[&Path]) -> Result<Command, Refused> {
@@ -195,6 +195,9 @@ mod tests {
         assert_eq!(stream.root, Path::new(ROOT));
         assert!(!stream.compares);
         assert_eq!(stream.arguments[5], "--usermap=*:www-data");
+        let attributes = "stream 7 node1 --server -lHogDtpAXRSce.LsfxCIvu --force --delete-missing-args -@-1 \
+                          --numeric-ids . /var/www/html/";
+        assert!(parsed(attributes).is_ok());
         let compare = "stream 7 node1 --server -nlHogDtpre.LsfxCIvu --log-format=%i --delete-during -@-1 --numeric-ids . /var/www/html/";
         assert!(matches!(parsed(compare), Ok(Command::Stream(s)) if s.compares));
         assert_eq!(parsed("session"), Ok(Command::Session));

@@ -16,8 +16,11 @@ use crate::session::{PROTOCOL, Request, Response};
 use crate::state::TreeState;
 use crate::trash::Aside;
 
-/// A healthy standby answers a request within this time; a flush waits for its disk.
+/// The version of the conversation from which on a standby takes extended attributes, ACLs and holes.
+const ATTRIBUTES: u32 = 1;
+/// Names in one request: a line of some hundred KiB.
 const MOST_ASIDE: usize = 1000;
+/// A healthy standby answers a request within this time; a flush waits for its disk.
 const ANSWER: Duration = Duration::from_secs(10);
 const FLUSH: Duration = Duration::from_secs(60);
 /// rsync gives up a standby that takes nothing for so long, in seconds.
@@ -91,6 +94,8 @@ pub struct Link {
     epoch: u64,
     /// The standby keeps what it deletes for a while.
     trash: bool,
+    /// It takes extended attributes, ACLs and holes.
+    attributes: bool,
     waiting: Vec<VecDeque<(Running, Instant)>>,
 }
 
@@ -148,6 +153,7 @@ impl Link {
             me: settings.local().name.clone(),
             epoch,
             trash: false,
+            attributes: false,
             waiting: trees.iter().map(|_| VecDeque::new()).collect(),
         };
         let hello = Request::Hello {
@@ -176,6 +182,7 @@ impl Link {
                 // Version 0 keeps copies as well, as long as it has nothing complete.
                 let keeps = keeps.unwrap_or(complete.is_none());
                 link.trash = trash;
+                link.attributes = theirs >= ATTRIBUTES;
                 Ok((link, Greeting { complete, keeps }))
             }
             other => Err(unexpected(&other)),
@@ -320,6 +327,10 @@ impl Link {
             .arg(format!("--rsync-path=stream {} {}", self.epoch, self.me))
             .arg("-e")
             .arg(format!("ssh -F {}", self.configuration.display()));
+        if self.attributes {
+            // Of the attributes only the users': those of the kernel and of root give rights.
+            program = program.args(["-AXS", "--filter=-x! user.*"]);
+        }
         if let Some(owner) = &tree.owner {
             program = program.arg(format!("--chown={owner}"));
         }
