@@ -400,17 +400,19 @@ macro_rules! killed_at {
     };
 }
 
+/// At the steps that differ most, or with `LAB_ALL=1` at each.
 #[test]
 fn a_promotion_killed_at_any_step_ends_well() {
-    let events = killed_at![
-        "before stop-replication",
-        "after stop-replication",
-        "before open",
-        "after open",
-        "after claim-epoch",
-        "before forget-channel",
-    ];
-    events.iter().for_each(survives);
+    let most = killed_at!["after stop-replication", "before open", "after open"];
+    most.iter().for_each(survives);
+    if std::env::var_os("LAB_ALL").is_some() {
+        let others = killed_at![
+            "before stop-replication",
+            "after claim-epoch",
+            "before forget-channel",
+        ];
+        others.iter().for_each(survives);
+    }
 }
 
 /// By its name the last test that strikes an event, so it sees the alerts of all before it.

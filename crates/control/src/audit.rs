@@ -31,7 +31,7 @@ const PATIENCE_SECONDS: f64 = 8.0;
 /// Keepalived obeys its track file within milliseconds; a tick comes every two seconds.
 const HEED: Duration = Duration::from_millis(1500);
 /// Windows that differ for so long are told.
-const WINDOWS: Duration = Duration::from_secs(20);
+const WINDOWS: Duration = Duration::from_secs(10);
 /// A closed database that does not answer for so long is killed, so that it comes back as a standby.
 const STALL: Duration = Duration::from_secs(5);
 /// Between two tries.
