@@ -91,7 +91,8 @@ fn has_space(found: &StatVfs) -> bool {
     inodes && share(found.f_bavail, found.f_blocks) >= FREE
 }
 
-/// Moves names of a tree aside. What is on another file system stays where it is.
+/// Moves names of a tree aside. What is on another file system stays where it is. Fails where the file system is nearly
+/// full: then deletions have to free their space.
 pub fn set_aside(root: &OwnedFd, names: &[Aside], now: SystemTime) -> io::Result<()> {
     let mut places: Option<Places> = None;
     for name in names {
@@ -109,7 +110,7 @@ pub fn set_aside(root: &OwnedFd, names: &[Aside], now: SystemTime) -> io::Result
         }
         if places.is_none() {
             if !has_space(&fstatvfs(root)?) {
-                return Ok(());
+                return Err(io::ErrorKind::StorageFull.into());
             }
             places = Some(Places::open(root, now)?);
         }
