@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use process::Program;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, StatVfs, fstatvfs, mkdirat, openat,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, StatVfs, fstatvfs, mkdirat, openat,
     renameat_with, statat, statvfs,
 };
 use rustix::io::Errno;
@@ -145,6 +145,12 @@ impl Places {
                 continue;
             };
             match renameat_with(parent, last, &directory, last, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST)
+                    if is_directory(parent, last) && is_directory(&directory, last) =>
+                {
+                    // The rest of one that goes in pieces.
+                    return self.take_content(parent, path, last);
+                }
                 Err(Errno::EXIST) => {}
                 // Gone meanwhile, or a mount: rsync does what it can.
                 Ok(()) | Err(Errno::NOENT | Errno::XDEV | Errno::BUSY) => return Ok(()),
@@ -153,6 +159,25 @@ impl Places {
         }
         Err(io::ErrorKind::AlreadyExists.into())
     }
+
+    /// All that is in a directory; it stays, empty, for rsync to remove.
+    fn take_content(&self, parent: &OwnedFd, path: &[u8], last: &[u8]) -> io::Result<()> {
+        let content = openat(parent, last, DIRECTORY, Mode::empty())?;
+        for entry in Dir::read_from(&content)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            self.take(&content, &[path, b"/", name].concat(), name)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_directory(parent: &OwnedFd, name: &[u8]) -> bool {
+    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|found| Kind::of_mode(found.st_mode) == Kind::Directory)
 }
 
 fn is_elsewhere(error: &io::Error) -> bool {
@@ -483,9 +508,15 @@ mod tests {
         );
         assert_eq!(fs::read_to_string(place.join("page/below")).unwrap(), "2");
         // What goes again within the minute has another place, and so has what was a directory before.
-        fs::create_dir(root.join("photos")).unwrap();
-        fs::write(root.join("photos/later"), "4").unwrap();
+        fs::create_dir_all(root.join("photos/2026")).unwrap();
+        fs::write(root.join("photos/2026/later"), "4").unwrap();
         set_aside(&fd, &[aside("photos", Kind::Nothing)], now).unwrap();
+        assert_eq!(
+            fs::read_to_string(place.join("photos/2026/later")).unwrap(),
+            "4"
+        );
+        assert_eq!(fs::read_dir(root.join("photos/2026")).unwrap().count(), 0);
+        fs::remove_dir_all(root.join("photos")).unwrap();
         fs::write(root.join("photos"), "5").unwrap();
         let names = [
             aside("photos", Kind::Nothing),
@@ -493,7 +524,7 @@ mod tests {
         ];
         set_aside(&fd, &names, now).unwrap();
         let kept: Vec<u64> = list(&settings).iter().map(|kept| kept.files).collect();
-        assert_eq!(kept, [3, 1, 1]);
+        assert_eq!(kept, [4, 1]);
     }
 
     #[test]
