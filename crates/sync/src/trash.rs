@@ -399,21 +399,28 @@ impl Purger {
         }
         for tree in &settings.sync.trees {
             for id in self.surplus(settings, &tree.path, now) {
-                let place = folder(&tree.path).join(id.to_string());
-                match fs::remove_dir_all(&place) {
-                    Ok(()) => log::info!(
-                        "{}: removed, what was deleted {}",
-                        place.display(),
-                        moment(id)
-                    ),
-                    Err(error) => log::warn!("{}: {error}", place.display()),
+                self.remove(&tree.path, id);
+            }
+            // One at a time: each may be enough.
+            for id in ids(&tree.path) {
+                match statvfs(&tree.path) {
+                    Ok(found) if !has_space(&found) => self.remove(&tree.path, id),
+                    Ok(_) | Err(_) => break,
                 }
-                self.bytes.remove(&place);
             }
         }
     }
 
-    /// What has to go, the oldest first. Of what goes for want of space one at a time: then it is looked again.
+    fn remove(&mut self, tree: &Path, id: u64) {
+        let place = folder(tree).join(id.to_string());
+        match fs::remove_dir_all(&place) {
+            Ok(()) => log::info!("{}: what was deleted {} goes", place.display(), moment(id)),
+            Err(error) => log::warn!("{}: {error}", place.display()),
+        }
+        self.bytes.remove(&place);
+    }
+
+    /// What has to go for its age or its size, the oldest first.
     fn surplus(&mut self, settings: &Settings, tree: &Path, now: SystemTime) -> Vec<u64> {
         let ids = ids(tree);
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -423,12 +430,11 @@ impl Purger {
             .map(|id| (*id, self.size(tree, *id, age(*id))))
             .collect();
         let mut all: u64 = sizes.iter().map(|(_, bytes)| bytes).sum();
-        let short = !statvfs(tree).is_ok_and(|found| has_space(&found));
         let mut gone = Vec::new();
-        for (index, (id, bytes)) in sizes.into_iter().enumerate() {
+        for (id, bytes) in sizes {
             let old = !self.jumped && age(id) > settings.sync.trash_age;
             let much = all > settings.sync.trash_bytes && (self.jumped || age(id) > YOUNG);
-            if old || much || (short && index == 0) {
+            if old || much {
                 all = all.saturating_sub(bytes);
                 gone.push(id);
             }
