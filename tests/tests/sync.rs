@@ -2090,6 +2090,9 @@ fn attributes_acls_and_holes_arrive() {
     set("file", "user.note", b"a note");
     set("file", "system.posix_acl_access", &acl);
     set("file", "trusted.right", b"of root");
+    // What the standby's own kernel and root have given stays.
+    let there = inside(Node2, TREE).unwrap().join("file");
+    setxattr(there, "trusted.own", b"of root", XattrFlags::empty()).unwrap();
     in_sync(&lab);
     wait_until("the attributes", LIMIT, || {
         let note = read(Node2, "file", "user.note");
@@ -2102,6 +2105,10 @@ fn attributes_acls_and_holes_arrive() {
     .unwrap();
     assert_eq!(read(Node2, "file", "system.posix_acl_access"), Some(acl));
     assert_eq!(read(Node2, "file", "trusted.right"), None);
+    assert_eq!(
+        read(Node2, "file", "trusted.own").as_deref(),
+        Some(&b"of root"[..])
+    );
     let path = inside(Node1, TREE).unwrap().join("file");
     removexattr(path, "user.note").unwrap();
     wait_until("the attribute to go", LIMIT, || {

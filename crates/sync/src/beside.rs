@@ -1,7 +1,7 @@
 //! What runs beside a worker in threads of its own: comparisons, and large files. What changes meanwhile
 //! is sent as ever.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -221,6 +221,11 @@ impl Beside {
             let names = differences.found.len() as u64;
             standby.filling = Some(Filling::new(now, names, differences.bytes));
         }
+        let mut lost: HashMap<Key, u64> = HashMap::new();
+        for file in differences.lost.iter().filter(|lost| !lost.directory) {
+            let (key, _) = known(&state.dirs, tree.root, &file.path);
+            *lost.entry(key).or_default() += 1;
+        }
         let mut seen = HashSet::new();
         for path in &differences.found {
             let (key, path) = known(&state.dirs, tree.root, path);
@@ -231,7 +236,7 @@ impl Beside {
             let queue = &mut state.standbys[self.index].queue;
             queue.mark(key.clone(), Change::Whole, now);
             if cut {
-                queue.vacate(&key, 0);
+                queue.vacate(&key, lost.get(&key).copied().unwrap_or_default());
                 // If it is here, the watcher has not come to it yet: it is compared again then.
                 if path.is_some_and(|path| compare::is_directory(&tree.path, path)) {
                     state.unknown.push(key);

@@ -19,7 +19,7 @@ use crate::trash::Aside;
 /// The version of the conversation from which on a standby takes extended attributes, ACLs and holes.
 const ATTRIBUTES: u32 = 1;
 /// Names in one request: a line of some hundred KiB.
-const MOST_ASIDE: usize = 1000;
+const MOST_ASIDE: usize = 200;
 /// A healthy standby answers a request within this time; a flush waits for its disk.
 const ANSWER: Duration = Duration::from_secs(10);
 const FLUSH: Duration = Duration::from_secs(60);
@@ -255,6 +255,7 @@ impl Link {
         if !self.trash {
             return Ok(false);
         }
+        let mut kept = true;
         for names in names.chunks(MOST_ASIDE) {
             let request = Request::SetAside {
                 tree,
@@ -263,13 +264,13 @@ impl Link {
             match self.ask(&request, ANSWER)? {
                 Response::Done {} => {}
                 Response::NotDone { why } => {
-                    log::warn!("{}: what goes is not kept: {why}", self.peer);
-                    return Ok(false);
+                    log::warn!("{}: not all that goes is kept: {why}", self.peer);
+                    kept = false;
                 }
                 other => return Err(unexpected(&other)),
             }
         }
-        Ok(true)
+        Ok(kept)
     }
 
     /// Sends and deletes a file with the real arguments, and looks whether both arrived: an rsync that

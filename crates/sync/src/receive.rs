@@ -27,10 +27,13 @@ use settings::Settings;
 use crate::command::{self, Command, Stream};
 use crate::root;
 use crate::session::{self, NoRequest, Request, Response};
-use crate::trash;
+use crate::trash::{self, Aside};
 
 /// Between two looks at the role where it cannot be watched.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Between two looks whether this node still takes files.
+const STEPS: usize = 32;
 
 /// Receivers of an earlier connection end within this time: they are killed.
 const LEAVING: Duration = Duration::from_secs(3);
@@ -209,6 +212,9 @@ fn receive(settings: &Settings, stream: &Stream) -> Result<ExitCode, String> {
     let mut rsync = Program::new("rsync")
         .arg("--server")
         .args(&stream.arguments)
+        // A sender's filter stays with it, where it only transfers. Without one the attributes of this node's kernel
+        // and root would go.
+        .arg("--filter=-x! user.*")
         .arg(format!("--temp-dir={}/{}", root::OWN, root::TEMPORARY));
     if state.keeps_copies(stream.epoch) && !stream.compares {
         let below = stream.root.strip_prefix("/").unwrap_or(&stream.root);
@@ -352,6 +358,7 @@ impl Conversation<'_> {
             }
             Request::Rename { tree, from, to } => {
                 let (_, fd) = root(tree)?;
+                let _lock = self.still_takes(hello)?;
                 match rename(fd, &from, &to) {
                     Ok(()) => Response::Done {},
                     Err(error) => Response::NotDone {
@@ -360,19 +367,8 @@ impl Conversation<'_> {
                 }
             }
             Request::SetAside { tree, names } => {
-                let (_, fd) = root(tree)?;
-                // The recovery folder has them, as long as copies are kept there.
-                let aside = if received(settings)?.keeps_copies(hello.epoch) {
-                    Ok(())
-                } else {
-                    trash::set_aside(fd, &names, SystemTime::now())
-                };
-                match aside {
-                    Ok(()) => Response::Done {},
-                    Err(error) => Response::NotDone {
-                        why: error.to_string(),
-                    },
-                }
+                let (path, fd) = root(tree)?;
+                self.set_aside(hello, path, fd, &names)?
             }
             Request::Canary { tree } => {
                 let (path, _) = root(tree)?;
@@ -387,6 +383,56 @@ impl Conversation<'_> {
             }
             Request::Hello { .. } => return Err("hello was said before".to_owned()),
         })
+    }
+}
+
+impl Conversation<'_> {
+    /// The lock that a promotion, and the next connection, wait for. The look after it: both say what they are first.
+    fn still_takes(&self, hello: &Hello) -> Result<Lock, String> {
+        let lock = receive_lock::share(self.settings)
+            .map_err(|error| error.to_string())?
+            .ok_or("a promotion is running here")?;
+        gate(self.settings, &hello.from, hello.epoch)?;
+        Sender::check(self.settings, &hello.from, &self.connection)?;
+        Ok(lock)
+    }
+
+    /// Keeps what gives way to these names, as long as this node takes files from this connection.
+    fn set_aside(
+        &self,
+        hello: &Hello,
+        path: &Path,
+        root: &OwnedFd,
+        names: &[Aside],
+    ) -> Result<Response, String> {
+        let settings = self.settings;
+        let _lock = self.still_takes(hello)?;
+        // The recovery folder has them, as long as copies are kept there.
+        if received(settings)?.keeps_copies(hello.epoch) {
+            return Ok(Response::Done {});
+        }
+        let mounts = root::mount_names(path);
+        let mut refused = None;
+        let mut steps: usize = 0;
+        let mut proceed = || {
+            steps = (steps + 1) % STEPS;
+            if steps == 0
+                && let Err(why) = gate(settings, &hello.from, hello.epoch)
+                    .and_then(|()| Sender::check(settings, &hello.from, &self.connection))
+            {
+                refused = Some(why);
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            Ok(())
+        };
+        let aside = trash::set_aside(root, names, &mounts, SystemTime::now(), &mut proceed);
+        match (aside, refused) {
+            (_, Some(why)) => Err(why),
+            (Ok(()), None) => Ok(Response::Done {}),
+            (Err(error), None) => Ok(Response::NotDone {
+                why: error.to_string(),
+            }),
+        }
     }
 }
 

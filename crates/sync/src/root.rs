@@ -235,6 +235,16 @@ pub fn mounts(root: &Path) -> Vec<Mount> {
     mounted.into_iter().filter_map(mount).collect()
 }
 
+/// The same, as paths below the root, in bytes.
+pub fn mount_names(root: &Path) -> Vec<Vec<u8>> {
+    let canonical = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+    mounts(root)
+        .iter()
+        .filter_map(|mount| mount.path.strip_prefix(&canonical).ok())
+        .map(|path| path.as_os_str().as_bytes().to_vec())
+        .collect()
+}
+
 /// One that is not what it was, of what was mounted.
 pub fn unmounted(mounts: &[Mount]) -> Option<&Path> {
     mounts

@@ -407,6 +407,12 @@ impl State {
 
     /// Keeps deletions back, and tells those who wait for one of them why.
     pub fn withhold(&mut self, index: usize, entries: Vec<Entry>, why: &str) {
+        if self.held.is_none() {
+            // A person has given a word since they were looked at.
+            let entries = entries.into_iter().map(|entry| (entry.key, entry.mark));
+            self.standbys[index].queue.put_back(entries, Instant::now());
+            return;
+        }
         let mut waiters = Vec::new();
         let standby = &mut self.standbys[index];
         for mut entry in entries {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use process::Program;
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, StatVfs, fstatvfs, mkdirat, openat,
-    renameat_with, statat, statvfs,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, StatVfs, fstat, fstatvfs, mkdirat,
+    openat, renameat_with, statat, statvfs,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -91,34 +91,92 @@ fn has_space(found: &StatVfs) -> bool {
     inodes && share(found.f_bavail, found.f_blocks) >= FREE
 }
 
-/// Moves names of a tree aside. What is on another file system stays where it is. Fails where the file system is nearly
-/// full: then deletions have to free their space.
-pub fn set_aside(root: &OwnedFd, names: &[Aside], now: SystemTime) -> io::Result<()> {
+/// The open trash of a tree; made where `make` says so. The tree belongs to the web server, which could put its own
+/// directory, or a link to one of root's, in the place of ours.
+fn open(root: impl AsFd, make: bool) -> io::Result<OwnedFd> {
+    let own = openat(root, OWN, DIRECTORY, Mode::empty())?;
+    only_roots(&own)?;
+    if make {
+        directory(&own, TRASH.as_bytes())?;
+    }
+    let trash = openat(&own, TRASH, DIRECTORY, Mode::empty())?;
+    only_roots(&trash)?;
+    Ok(trash)
+}
+
+fn only_roots(directory: &OwnedFd) -> io::Result<()> {
+    let found = fstat(directory)?;
+    if found.st_uid == rustix::process::geteuid().as_raw() && found.st_mode & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "others than root can write in the trash",
+    ))
+}
+
+/// Moves names of a tree aside. `mounts`: paths below the root, what is mounted there and all above it stays.
+/// `proceed` is asked again and again whether this may go on. Fails, after all others, where something was not moved:
+/// a file system that is nearly full has to get its space from deletions, and what is mounted cannot be moved.
+pub fn set_aside(
+    root: &OwnedFd,
+    names: &[Aside],
+    mounts: &[Vec<u8>],
+    now: SystemTime,
+    proceed: &mut dyn FnMut() -> io::Result<()>,
+) -> io::Result<()> {
     let mut places: Option<Places> = None;
+    let mut failed = None;
     for name in names {
-        let (parent, last) = match root::parent(root, &name.path) {
-            Ok(found) => found,
-            // Its directory is not there either, or is a link: then there is nothing of ours.
-            Err(error) if is_elsewhere(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        match statat(&parent, last, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) if Kind::of_mode(found.st_mode) == name.kind => continue,
-            Ok(_) => {}
-            Err(Errno::NOENT) => continue,
-            Err(error) => return Err(error.into()),
+        proceed()?;
+        if let Err(error) = set_one_aside(root, name, mounts, now, &mut places, proceed) {
+            if error.kind() == io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+            failed.get_or_insert(error);
         }
-        if places.is_none() {
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn set_one_aside(
+    root: &OwnedFd,
+    name: &Aside,
+    mounts: &[Vec<u8>],
+    now: SystemTime,
+    places: &mut Option<Places>,
+    proceed: &mut dyn FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    let (parent, last) = match root::parent(root, &name.path) {
+        Ok(found) => found,
+        // Its directory is not there either, or is a link: then there is nothing of ours.
+        Err(error) if is_elsewhere(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match statat(&parent, last, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if Kind::of_mode(found.st_mode) == name.kind => return Ok(()),
+        Ok(_) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let above = |mount: &Vec<u8>| {
+        mount
+            .strip_prefix(name.path.as_slice())
+            .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+    };
+    if mounts.iter().any(above) {
+        return Err(Errno::XDEV.into());
+    }
+    let places = match places {
+        Some(places) => places,
+        None => {
             if !has_space(&fstatvfs(root)?) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            places = Some(Places::open(root, now)?);
+            places.insert(Places::open(root, now)?)
         }
-        if let Some(places) = &places {
-            places.take(&parent, &name.path, last)?;
-        }
-    }
-    Ok(())
+    };
+    places.take(&parent, &name.path, last, proceed)
 }
 
 /// Where things of one minute go: one directory for all of them, and others for names that were there before.
@@ -129,15 +187,20 @@ struct Places {
 
 impl Places {
     fn open(root: &OwnedFd, now: SystemTime) -> io::Result<Self> {
-        let own = openat(root, OWN, DIRECTORY, Mode::empty())?;
         let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Ok(Self {
-            trash: directory(&own, TRASH.as_bytes())?,
+            trash: open(root, true)?,
             minute: seconds / 60 * 60_000,
         })
     }
 
-    fn take(&self, parent: &OwnedFd, path: &[u8], last: &[u8]) -> io::Result<()> {
+    fn take(
+        &self,
+        parent: &OwnedFd,
+        path: &[u8],
+        last: &[u8],
+        proceed: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         for id in self.minute..self.minute + MOST_AT_ONCE {
             let place = directory(&self.trash, id.to_string().as_bytes())?;
             let Some(directory) = directories(&place, &path[..path.len() - last.len()])? else {
@@ -149,11 +212,11 @@ impl Places {
                     if is_directory(parent, last) && is_directory(&directory, last) =>
                 {
                     // The rest of one that goes in pieces.
-                    return self.take_content(parent, path, last);
+                    return self.take_content(parent, path, last, proceed);
                 }
                 Err(Errno::EXIST) => {}
-                // Gone meanwhile, or a mount: rsync does what it can.
-                Ok(()) | Err(Errno::NOENT | Errno::XDEV | Errno::BUSY) => return Ok(()),
+                // Gone meanwhile.
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -161,7 +224,13 @@ impl Places {
     }
 
     /// All that is in a directory; it stays, empty, for rsync to remove.
-    fn take_content(&self, parent: &OwnedFd, path: &[u8], last: &[u8]) -> io::Result<()> {
+    fn take_content(
+        &self,
+        parent: &OwnedFd,
+        path: &[u8],
+        last: &[u8],
+        proceed: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         let content = openat(parent, last, DIRECTORY, Mode::empty())?;
         for entry in Dir::read_from(&content)? {
             let entry = entry?;
@@ -169,7 +238,8 @@ impl Places {
             if matches!(name, b"." | b"..") {
                 continue;
             }
-            self.take(&content, &[path, b"/", name].concat(), name)?;
+            proceed()?;
+            self.take(&content, &[path, b"/", name].concat(), name, proceed)?;
         }
         Ok(())
     }
@@ -243,28 +313,48 @@ impl Kept {
     }
 }
 
-fn folder(tree: &Path) -> PathBuf {
-    root::own(tree, TRASH)
+/// The trash of a tree, as a path that leads to it whatever becomes of the names on the way.
+struct Folder {
+    fd: OwnedFd,
 }
 
-fn ids(tree: &Path) -> Vec<u64> {
-    let mut ids: Vec<u64> = fs::read_dir(folder(tree))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    ids.sort_unstable();
-    ids
+impl Folder {
+    fn open(tree: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(CWD, tree, flags, Mode::empty())?;
+        Ok(Self {
+            fd: open(root, false)?,
+        })
+    }
+
+    fn place(&self, id: u64) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{id}", self.fd.as_raw_fd()))
+    }
+
+    /// The oldest first.
+    fn ids(&self) -> Vec<u64> {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let mut ids: Vec<u64> = fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        ids.sort_unstable();
+        ids
+    }
 }
 
 /// Everything that is kept, the oldest first.
 pub fn list(settings: &Settings) -> Vec<Kept> {
     let mut all = Vec::new();
     for tree in &settings.sync.trees {
-        for id in ids(&tree.path) {
+        let Ok(folder) = Folder::open(&tree.path) else {
+            continue;
+        };
+        for id in folder.ids() {
             let mut kept = Kept::new(id, &tree.path);
-            let place = folder(&tree.path).join(id.to_string());
+            let place = folder.place(id);
             look(&place, &place, &mut kept);
             all.push(kept);
         }
@@ -312,8 +402,14 @@ pub fn purge_for_ever(settings: &Settings) -> ! {
 
 /// Copies what went in a minute to a directory; it stays in the trash.
 pub fn restore(settings: &Settings, id: u64, to: &Path) -> Result<(), RestoreError> {
-    let places = find(settings, id);
-    if places.is_empty() {
+    let folders: Vec<Folder> = settings
+        .sync
+        .trees
+        .iter()
+        .filter_map(|tree| Folder::open(&tree.path).ok())
+        .filter(|folder| folder.place(id).is_dir())
+        .collect();
+    if folders.is_empty() {
         return Err(RestoreError::Unknown(id));
     }
     let full =
@@ -335,10 +431,15 @@ pub fn restore(settings: &Settings, id: u64, to: &Path) -> Result<(), RestoreErr
     if fs::read_dir(&full).map_err(failed)?.next().is_some() {
         return Err(RestoreError::NotEmpty(full));
     }
-    for place in places {
+    for folder in folders {
+        let place = format!(
+            "/proc/{}/fd/{}/{id}/.",
+            std::process::id(),
+            folder.fd.as_raw_fd()
+        );
         Program::new("cp")
             .args(["-a", "--"])
-            .arg(place.join("."))
+            .arg(place)
             .arg(&full)
             .run()?
             .success()?;
@@ -368,22 +469,13 @@ pub enum RestoreError {
     Copy(#[from] process::ProcessError),
 }
 
-/// Where something that is kept is.
-fn find(settings: &Settings, id: u64) -> Vec<PathBuf> {
-    let trees = settings.sync.trees.iter();
-    trees
-        .map(|tree| folder(&tree.path).join(id.to_string()))
-        .filter(|place| place.is_dir())
-        .collect()
-}
-
 #[derive(Debug, Default)]
 struct Purger {
     last: Option<(SystemTime, Instant)>,
     /// The clock was set: by it nothing is known to be old.
     jumped: bool,
     /// What lies there does not change.
-    bytes: BTreeMap<PathBuf, u64>,
+    bytes: BTreeMap<(PathBuf, u64), u64>,
 }
 
 impl Purger {
@@ -398,36 +490,44 @@ impl Purger {
             }
         }
         for tree in &settings.sync.trees {
-            for id in self.surplus(settings, &tree.path, now) {
-                self.remove(&tree.path, id);
+            let Ok(folder) = Folder::open(&tree.path) else {
+                continue;
+            };
+            for id in self.surplus(settings, &tree.path, &folder, now) {
+                self.remove(&tree.path, &folder, id);
             }
             // One at a time: each may be enough.
-            for id in ids(&tree.path) {
+            for id in folder.ids() {
                 match statvfs(&tree.path) {
-                    Ok(found) if !has_space(&found) => self.remove(&tree.path, id),
+                    Ok(found) if !has_space(&found) => self.remove(&tree.path, &folder, id),
                     Ok(_) | Err(_) => break,
                 }
             }
         }
     }
 
-    fn remove(&mut self, tree: &Path, id: u64) {
-        let place = folder(tree).join(id.to_string());
-        match fs::remove_dir_all(&place) {
-            Ok(()) => log::info!("{}: what was deleted {} goes", place.display(), moment(id)),
-            Err(error) => log::warn!("{}: {error}", place.display()),
+    fn remove(&mut self, tree: &Path, folder: &Folder, id: u64) {
+        match fs::remove_dir_all(folder.place(id)) {
+            Ok(()) => log::info!("{}: what was deleted {} goes", tree.display(), moment(id)),
+            Err(error) => log::warn!("{}: the trash of {}: {error}", tree.display(), moment(id)),
         }
-        self.bytes.remove(&place);
+        self.bytes.remove(&(tree.to_owned(), id));
     }
 
     /// What has to go for its age or its size, the oldest first.
-    fn surplus(&mut self, settings: &Settings, tree: &Path, now: SystemTime) -> Vec<u64> {
-        let ids = ids(tree);
+    fn surplus(
+        &mut self,
+        settings: &Settings,
+        tree: &Path,
+        folder: &Folder,
+        now: SystemTime,
+    ) -> Vec<u64> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = |id: u64| now.saturating_sub(Duration::from_millis(id));
-        let sizes: Vec<(u64, u64)> = ids
-            .iter()
-            .map(|id| (*id, self.size(tree, *id, age(*id))))
+        let sizes: Vec<(u64, u64)> = folder
+            .ids()
+            .into_iter()
+            .map(|id| (id, self.size(tree, folder, id, age(id))))
             .collect();
         let mut all: u64 = sizes.iter().map(|(_, bytes)| bytes).sum();
         let mut gone = Vec::new();
@@ -442,15 +542,16 @@ impl Purger {
         gone
     }
 
-    fn size(&mut self, tree: &Path, id: u64, age: Duration) -> u64 {
-        let place = folder(tree).join(id.to_string());
-        if let Some(bytes) = self.bytes.get(&place) {
+    fn size(&mut self, tree: &Path, folder: &Folder, id: u64, age: Duration) -> u64 {
+        let known = (tree.to_owned(), id);
+        if let Some(bytes) = self.bytes.get(&known) {
             return *bytes;
         }
         let mut kept = Kept::new(id, tree);
+        let place = folder.place(id);
         look(&place, &place, &mut kept);
         if age > CLOSED {
-            self.bytes.insert(place, kept.bytes);
+            self.bytes.insert(known, kept.bytes);
         }
         kept.bytes
     }
@@ -481,6 +582,10 @@ mod tests {
         }
     }
 
+    fn aside_at(fd: &OwnedFd, names: &[Aside], now: SystemTime) -> io::Result<()> {
+        set_aside(fd, names, &[], now, &mut || Ok(()))
+    }
+
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     #[test]
@@ -502,12 +607,13 @@ mod tests {
             aside("link/passwd", Kind::Nothing),
             aside("never/was", Kind::Nothing),
         ];
-        set_aside(&fd, &names, now).unwrap();
+        aside_at(&fd, &names, now).unwrap();
         assert!(!root.join("photos").exists() && !root.join("page").exists());
         assert!(root.join("stays").exists() && root.join("link").is_symlink());
         let kept = list(&settings);
         assert_eq!((kept.len(), kept[0].files), (1, 2));
-        let place = find(&settings, kept[0].id).remove(0);
+        let folder = Folder::open(&root).unwrap();
+        let place = folder.place(kept[0].id);
         assert_eq!(
             fs::read_to_string(place.join("photos/2026/one")).unwrap(),
             "1"
@@ -516,7 +622,7 @@ mod tests {
         // What goes again within the minute has another place, and so has what was a directory before.
         fs::create_dir_all(root.join("photos/2026")).unwrap();
         fs::write(root.join("photos/2026/later"), "4").unwrap();
-        set_aside(&fd, &[aside("photos", Kind::Nothing)], now).unwrap();
+        aside_at(&fd, &[aside("photos", Kind::Nothing)], now).unwrap();
         assert_eq!(
             fs::read_to_string(place.join("photos/2026/later")).unwrap(),
             "4"
@@ -528,7 +634,7 @@ mod tests {
             aside("photos", Kind::Nothing),
             aside("stays", Kind::Nothing),
         ];
-        set_aside(&fd, &names, now).unwrap();
+        aside_at(&fd, &names, now).unwrap();
         let kept: Vec<u64> = list(&settings).iter().map(|kept| kept.files).collect();
         assert_eq!(kept, [4, 1]);
     }
@@ -538,11 +644,51 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (settings, root, fd) = tree(directory.path());
         for path in ["../srv", "", "a//b", "./a", ".keepalived-companion/trash"] {
-            let failed = set_aside(&fd, &[aside(path, Kind::Nothing)], SystemTime::now());
+            let failed = aside_at(&fd, &[aside(path, Kind::Nothing)], SystemTime::now());
             assert!(failed.is_err(), "{path}");
         }
         assert!(root.join(OWN).exists());
         assert!(list(&settings).is_empty());
+    }
+
+    #[test]
+    fn one_that_cannot_be_kept_does_not_keep_the_others_from_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (settings, root, fd) = tree(directory.path());
+        fs::create_dir_all(root.join("media/mounted")).unwrap();
+        fs::write(root.join("page"), "x").unwrap();
+        let names = [aside("media", Kind::Nothing), aside("page", Kind::Nothing)];
+        let mounts = [b"media/mounted".to_vec()];
+        let now = SystemTime::now();
+        let failed = set_aside(&fd, &names, &mounts, now, &mut || Ok(()));
+        assert!(failed.is_err());
+        assert!(root.join("media/mounted").exists() && !root.join("page").exists());
+        assert_eq!(list(&settings).len(), 1);
+        // Somebody else may send by now.
+        fs::write(root.join("page"), "later").unwrap();
+        let stop = &mut || Err(io::ErrorKind::Interrupted.into());
+        set_aside(&fd, &names[1..], &[], now, stop).unwrap_err();
+        assert!(root.join("page").exists());
+    }
+
+    #[test]
+    fn a_trash_that_is_not_roots_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let (settings, root, fd) = tree(directory.path());
+        let precious = directory.path().join("precious");
+        fs::create_dir_all(precious.join("3")).unwrap();
+        std::os::unix::fs::symlink(&precious, root::own(&root, TRASH)).unwrap();
+        Purger::default().purge(&settings, SystemTime::now(), Instant::now());
+        assert!(precious.join("3").exists());
+        assert!(list(&settings).is_empty());
+        fs::write(root.join("page"), "x").unwrap();
+        aside_at(&fd, &[aside("page", Kind::Nothing)], SystemTime::now()).unwrap_err();
+        fs::remove_file(root::own(&root, TRASH)).unwrap();
+        fs::create_dir_all(root::own(&root, TRASH).join("3")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(root.join(OWN), mode).unwrap();
+        Purger::default().purge(&settings, SystemTime::now(), Instant::now());
+        assert!(root::own(&root, TRASH).join("3").exists());
     }
 
     #[test]
@@ -552,7 +698,7 @@ mod tests {
         let now = SystemTime::now();
         for (days, bytes) in [(8, 10), (3, 900_000), (2, 900_000), (0, 900_000)] {
             fs::write(root.join("file"), vec![b'x'; bytes]).unwrap();
-            set_aside(&fd, &[aside("file", Kind::Nothing)], now - DAY * days).unwrap();
+            aside_at(&fd, &[aside("file", Kind::Nothing)], now - DAY * days).unwrap();
         }
         let at = Instant::now();
         let mut purger = Purger::default();
