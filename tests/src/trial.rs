@@ -32,10 +32,11 @@ pub const BUSY: f64 = 2.0;
 pub const WATCHED: f64 = 12.0;
 /// In the failover log of a standby that does not open by itself.
 /// The last one when its checks are so quick that Keepalived does not let it have the VIP.
-const REFUSED: [&str; 3] = [
+const REFUSED: [&str; 4] = [
     "may lack writes",
     "cannot be read, so another node",
     "would miss in a change of roles",
+    "has not met since its boot",
 ];
 /// A proof is renewed several times a second: seconds.
 pub const FRESH: f64 = 1.5;
