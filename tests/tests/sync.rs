@@ -1337,7 +1337,8 @@ fn a_tree_that_is_not_mounted_sends_nothing() {
     in_sync(&lab);
     let there = mirror::wanted(Node2, Owners::Kept).unwrap();
     let log = sync_log(Node1);
-    let unmount = || lab.exec(Node1, &["umount", TREE]);
+    // At once, also where the service looks at it in this moment.
+    let unmount = || lab.exec(Node1, &["umount", "--lazy", TREE]);
     let _mounted = Undo(|| drop(unmount()));
     run(
         &lab,
