@@ -312,9 +312,12 @@ fn tells_the_role(decision: &Decision) -> bool {
 }
 
 fn locally_writable(settings: &Settings) -> bool {
-    Session::connect(settings, observe::Target::Local, settings.checks.deadline)
-        .and_then(|mut session| session.row::<bool>("SELECT @@read_only"))
-        .is_ok_and(|read_only| !read_only)
+    locally_closed(settings).is_ok_and(|closed| !closed)
+}
+
+fn locally_closed(settings: &Settings) -> Result<bool, observe::SqlError> {
+    Session::connect(settings, observe::Target::Local, settings.checks.deadline)?
+        .row("SELECT @@read_only")
 }
 
 /// The local database does not answer, and another node takes over.
@@ -338,11 +341,9 @@ fn kill_silent(settings: &Settings) -> Result<(), AuditError> {
 fn answers_again(settings: &Settings) -> bool {
     let start = Instant::now();
     loop {
-        let asked = Session::connect(settings, observe::Target::Local, settings.checks.deadline)
-            .and_then(|mut session| session.row::<bool>("SELECT @@read_only"));
-        match asked {
+        match locally_closed(settings) {
             // An open one is another matter: it is killed, or the next look says what becomes of it.
-            Ok(read_only) => return read_only,
+            Ok(closed) => return closed,
             Err(_) if start.elapsed() > STALL => return false,
             Err(_) => std::thread::sleep(TRIES),
         }

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use crate::octal;
+
 /// A comparison of a tree with a standby.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Comparison {
@@ -129,7 +131,8 @@ pub fn read_line(line: &[u8]) -> Option<Difference> {
     if !extraneous && !matches!(what[0], b'<' | b'>' | b'c' | b'h' | b'.') {
         return None;
     }
-    let mut path = unescape(path);
+    // rsync prints bytes that are not printable ASCII as `\#ooo` (in the locale C).
+    let mut path = octal::unescape(path, b"\\#");
     let directory = path.last() == Some(&b'/');
     while path.last() == Some(&b'/') {
         path.pop();
@@ -146,30 +149,6 @@ pub fn read_line(line: &[u8]) -> Option<Difference> {
         directory,
         bytes: if what.starts_with(b"<f") { length } else { 0 },
     })
-}
-
-/// rsync prints bytes that are not printable ASCII as `\#ooo`, in octal (in the locale C).
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, tail)) = rest.split_first() {
-        if let [
-            b'\\',
-            b'#',
-            a @ b'0'..=b'3',
-            b @ b'0'..=b'7',
-            c @ b'0'..=b'7',
-            ..,
-        ] = rest
-        {
-            bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-            rest = &rest[5..];
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    bytes
 }
 
 /// Whether a path is still a directory, and may be in such a list.

@@ -58,8 +58,7 @@ impl Engine {
             state.allow(Instant::now());
         }
         for (tree, index) in settings.sync.trees.iter().zip(0..) {
-            let identity = root::ensure(settings, &tree.path)?;
-            let mounts = root::mounts(&tree.path);
+            let (identity, mounts) = root::ensure(settings, &tree.path)?;
             if epoch.is_some() {
                 root::adopt_mounts(settings, &tree.path, &mounts)?;
             }

@@ -18,6 +18,7 @@ mod hold;
 mod interleaved;
 mod link;
 mod linked;
+mod octal;
 mod outcome;
 
 #[cfg(test)]

@@ -343,8 +343,7 @@ impl Conversation<'_> {
             return Ok(welcome(complete, keeps, trash, protocol));
         }
         let hello = self.hello.as_ref().ok_or("say hello first")?;
-        gate(settings, &hello.from, hello.epoch)?;
-        Sender::check(settings, &hello.from, &self.connection)?;
+        self.takes(hello)?;
         let root = |tree: u16| {
             hello
                 .roots
@@ -392,9 +391,14 @@ impl Conversation<'_> {
         let lock = receive_lock::share(self.settings)
             .map_err(|error| error.to_string())?
             .ok_or("a promotion is running here")?;
-        gate(self.settings, &hello.from, hello.epoch)?;
-        Sender::check(self.settings, &hello.from, &self.connection)?;
+        self.takes(hello)?;
         Ok(lock)
+    }
+
+    /// Whether this node takes anything from this connection now.
+    fn takes(&self, hello: &Hello) -> Result<(), String> {
+        gate(self.settings, &hello.from, hello.epoch)?;
+        Sender::check(self.settings, &hello.from, &self.connection)
     }
 
     /// Keeps what gives way to these names, as long as this node takes files from this connection.
@@ -411,14 +415,13 @@ impl Conversation<'_> {
         if received(settings)?.keeps_copies(hello.epoch) {
             return Ok(Response::Done {});
         }
-        let mounts = root::mount_names(path);
+        let mounts = root::mounts(path);
         let mut refused = None;
         let mut steps: usize = 0;
         let mut proceed = || {
             steps = (steps + 1) % STEPS;
             if steps == 0
-                && let Err(why) = gate(settings, &hello.from, hello.epoch)
-                    .and_then(|()| Sender::check(settings, &hello.from, &self.connection))
+                && let Err(why) = self.takes(hello)
             {
                 refused = Some(why);
                 return Err(io::ErrorKind::Interrupted.into());

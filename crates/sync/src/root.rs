@@ -16,6 +16,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat, openat2, unli
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
+use crate::octal;
+
 /// Written and removed at the start of a connection, to see that both arrive.
 pub const CANARY: &str = ".keepalived-companion-canary";
 /// Written by check-inotify, to see that the watcher notices.
@@ -92,6 +94,8 @@ struct Mounts {
 pub struct Mount {
     /// Where.
     pub path: PathBuf,
+    /// The same, below the root.
+    pub name: PathBuf,
     identity: Identity,
 }
 
@@ -184,17 +188,18 @@ fn adopted(settings: &Settings) -> Result<Adopted, FileError> {
 
 /// Makes sure that the root is the one that was adopted, with all that was mounted in it, and adopts one that was
 /// never seen before.
-pub fn ensure(settings: &Settings, root: &Path) -> Result<Identity, RootError> {
+pub fn ensure(settings: &Settings, root: &Path) -> Result<(Identity, Vec<Mount>), RootError> {
     let found = ensure_root(settings, root)?;
-    ensure_mounts(settings, root, &mounts(root))?;
-    Ok(found)
+    let mounts = mounts(root);
+    ensure_mounts(settings, root, &mounts)?;
+    Ok((found, mounts))
 }
 
 /// On the active node: what is mounted in a root belongs to it from now on.
 pub fn adopt_mounts(settings: &Settings, root: &Path, mounts: &[Mount]) -> Result<(), RootError> {
     let mut known = known_mounts(settings)?;
     let name = root.to_string_lossy().into_owned();
-    let there = names_of(root, mounts);
+    let there = names_of(mounts);
     if known.trees.get(&name).cloned().unwrap_or_default() != there {
         known.trees.insert(name, there);
         mounts_file(settings).replace(&known)?;
@@ -202,14 +207,9 @@ pub fn adopt_mounts(settings: &Settings, root: &Path, mounts: &[Mount]) -> Resul
     Ok(())
 }
 
-/// Their paths below the root.
-fn names_of(root: &Path, mounts: &[Mount]) -> BTreeSet<String> {
-    let canonical = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    mounts
-        .iter()
-        .filter_map(|mount| mount.path.strip_prefix(&canonical).ok())
-        .map(|path| path.to_string_lossy().into_owned())
-        .collect()
+fn names_of(mounts: &[Mount]) -> BTreeSet<String> {
+    let name = |mount: &Mount| mount.name.to_string_lossy().into_owned();
+    mounts.iter().map(name).collect()
 }
 
 fn known_mounts(settings: &Settings) -> Result<Mounts, FileError> {
@@ -229,20 +229,13 @@ pub fn mounts(root: &Path) -> Vec<Mount> {
     let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     let mounted = mounted_below(&table, &root);
     let mount = |path: PathBuf| {
-        let identity = identity(&path).ok()?;
-        Some(Mount { path, identity })
+        Some(Mount {
+            name: path.strip_prefix(&root).ok()?.to_owned(),
+            identity: identity(&path).ok()?,
+            path,
+        })
     };
     mounted.into_iter().filter_map(mount).collect()
-}
-
-/// The same, as paths below the root, in bytes.
-pub fn mount_names(root: &Path) -> Vec<Vec<u8>> {
-    let canonical = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    mounts(root)
-        .iter()
-        .filter_map(|mount| mount.path.strip_prefix(&canonical).ok())
-        .map(|path| path.as_os_str().as_bytes().to_vec())
-        .collect()
 }
 
 /// One that is not what it was, of what was mounted.
@@ -258,32 +251,17 @@ fn mounted_below(table: &[u8], root: &Path) -> BTreeSet<PathBuf> {
     table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|point| PathBuf::from(OsStr::from_bytes(&unescape(point))))
+        .map(|point| PathBuf::from(OsStr::from_bytes(&octal::unescape(point, b"\\"))))
         .filter(|point| {
             point != root && point.starts_with(root) && !point.starts_with(root.join(OWN))
         })
         .collect()
 }
 
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, tail)) = rest.split_first() {
-        if let [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] = rest {
-            bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-            rest = &rest[4..];
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    bytes
-}
-
 /// What was mounted in a root is there.
 fn ensure_mounts(settings: &Settings, root: &Path, mounts: &[Mount]) -> Result<(), RootError> {
     let known = known_mounts(settings)?;
-    let there = names_of(root, mounts);
+    let there = names_of(mounts);
     let before = known.trees.get(root.to_string_lossy().as_ref());
     let gone = before.and_then(|before| before.difference(&there).next());
     gone.map_or(Ok(()), |gone| {
@@ -401,6 +379,17 @@ fn identity(root: &Path) -> Result<Identity, RootError> {
     })
 }
 
+/// A directory as if something were mounted there, for tests.
+#[cfg(test)]
+pub fn any_mount(root: &Path, name: &str) -> Mount {
+    let path = root.canonicalize().unwrap().join(name);
+    Mount {
+        identity: identity(&path).unwrap(),
+        name: PathBuf::from(name),
+        path,
+    }
+}
+
 /// The identity of a directory that was not adopted, for tests.
 #[cfg(test)]
 pub fn any_identity(path: &Path) -> Identity {
@@ -465,10 +454,7 @@ mod tests {
         let root = directory.path().join("root");
         fs::create_dir_all(root.join("media")).unwrap();
         ensure(&settings, &root).unwrap();
-        let mounted = Mount {
-            path: root.canonicalize().unwrap().join("media"),
-            identity: identity(&root.join("media")).unwrap(),
-        };
+        let mounted = any_mount(&root, "media");
         adopt_mounts(&settings, &root, std::slice::from_ref(&mounted)).unwrap();
         assert_eq!(unmounted(std::slice::from_ref(&mounted)), None);
         for _ in 0..2 {

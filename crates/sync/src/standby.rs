@@ -545,21 +545,20 @@ impl Worker {
             |path| self.shared.lock().knows(index, path),
         );
         // After the look at the names: what an unmounted root showed as deleted is not believed.
-        if root::look(&tree.path) != Some(tree.identity) {
-            let why = format!(
+        let lost = if root::look(&tree.path) == Some(tree.identity) {
+            root::unmounted(&tree.mounts).map(|path| {
+                format!(
+                    "{} was a mounted file system and is not the same now: unmounted, or exchanged",
+                    path.display()
+                )
+            })
+        } else {
+            Some(format!(
                 "{} is not the directory that was synchronised before: unmounted, emptied or exchanged",
                 tree.path.display()
-            );
-            self.put_back(all_entries(batch), Instant::now());
-            self.shared.lock().lost_root.get_or_insert(why);
-            self.shared.notify();
-            return Ok(());
-        }
-        if let Some(path) = root::unmounted(&tree.mounts) {
-            let why = format!(
-                "{} was a mounted file system and is not the same now: unmounted, or exchanged",
-                path.display()
-            );
+            ))
+        };
+        if let Some(why) = lost {
             self.put_back(all_entries(batch), Instant::now());
             self.shared.lock().lost_root.get_or_insert(why);
             self.shared.notify();

@@ -2,9 +2,11 @@
 //! by one rename where it is a whole directory, and kept for a while.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -19,7 +21,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
-use crate::root::{self, OWN};
+use crate::root::{self, Mount, OWN};
 
 const TRASH: &str = "trash";
 /// So often may the same name go within a minute.
@@ -115,13 +117,13 @@ fn only_roots(directory: &OwnedFd) -> io::Result<()> {
     ))
 }
 
-/// Moves names of a tree aside. `mounts`: paths below the root, what is mounted there and all above it stays.
+/// Moves names of a tree aside. What is mounted in it, `mounts`, and all above it stays.
 /// `proceed` is asked again and again whether this may go on. Fails, after all others, where something was not moved:
 /// a file system that is nearly full has to get its space from deletions, and what is mounted cannot be moved.
 pub fn set_aside(
     root: &OwnedFd,
     names: &[Aside],
-    mounts: &[Vec<u8>],
+    mounts: &[Mount],
     now: SystemTime,
     proceed: &mut dyn FnMut() -> io::Result<()>,
 ) -> io::Result<()> {
@@ -142,7 +144,7 @@ pub fn set_aside(
 fn set_one_aside(
     root: &OwnedFd,
     name: &Aside,
-    mounts: &[Vec<u8>],
+    mounts: &[Mount],
     now: SystemTime,
     places: &mut Option<Places>,
     proceed: &mut dyn FnMut() -> io::Result<()>,
@@ -159,12 +161,8 @@ fn set_one_aside(
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    let above = |mount: &Vec<u8>| {
-        mount
-            .strip_prefix(name.path.as_slice())
-            .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-    };
-    if mounts.iter().any(above) {
+    let path = Path::new(OsStr::from_bytes(&name.path));
+    if mounts.iter().any(|mount| mount.name.starts_with(path)) {
         return Err(Errno::XDEV.into());
     }
     let places = match places {
@@ -300,19 +298,6 @@ pub struct Kept {
     pub first: String,
 }
 
-impl Kept {
-    fn new(id: u64, tree: &Path) -> Self {
-        Self {
-            id,
-            at: moment(id),
-            tree: tree.to_owned(),
-            files: 0,
-            bytes: 0,
-            first: String::new(),
-        }
-    }
-}
-
 /// The trash of a tree, as a path that leads to it whatever becomes of the names on the way.
 struct Folder {
     fd: OwnedFd,
@@ -329,6 +314,20 @@ impl Folder {
 
     fn place(&self, id: u64) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{id}", self.fd.as_raw_fd()))
+    }
+
+    fn kept(&self, id: u64, tree: &Path) -> Kept {
+        let mut kept = Kept {
+            id,
+            at: moment(id),
+            tree: tree.to_owned(),
+            files: 0,
+            bytes: 0,
+            first: String::new(),
+        };
+        let place = self.place(id);
+        look(&place, &place, &mut kept);
+        kept
     }
 
     /// The oldest first.
@@ -353,10 +352,7 @@ pub fn list(settings: &Settings) -> Vec<Kept> {
             continue;
         };
         for id in folder.ids() {
-            let mut kept = Kept::new(id, &tree.path);
-            let place = folder.place(id);
-            look(&place, &place, &mut kept);
-            all.push(kept);
+            all.push(folder.kept(id, &tree.path));
         }
     }
     all.sort_by_key(|kept| kept.id);
@@ -547,13 +543,11 @@ impl Purger {
         if let Some(bytes) = self.bytes.get(&known) {
             return *bytes;
         }
-        let mut kept = Kept::new(id, tree);
-        let place = folder.place(id);
-        look(&place, &place, &mut kept);
+        let bytes = folder.kept(id, tree).bytes;
         if age > CLOSED {
-            self.bytes.insert(known, kept.bytes);
+            self.bytes.insert(known, bytes);
         }
-        kept.bytes
+        bytes
     }
 }
 
@@ -658,7 +652,7 @@ mod tests {
         fs::create_dir_all(root.join("media/mounted")).unwrap();
         fs::write(root.join("page"), "x").unwrap();
         let names = [aside("media", Kind::Nothing), aside("page", Kind::Nothing)];
-        let mounts = [b"media/mounted".to_vec()];
+        let mounts = [root::any_mount(&root, "media/mounted")];
         let now = SystemTime::now();
         let failed = set_aside(&fd, &names, &mounts, now, &mut || Ok(()));
         assert!(failed.is_err());
