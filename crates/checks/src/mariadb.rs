@@ -25,6 +25,9 @@ const PROOF_AGE: Duration = Duration::from_millis(900);
 
 const PROBE_FILE: &str = "check_mariadb.probe.json";
 
+/// A failover would not help: the clients would come along.
+const CROWDED: &str = "every connection for clients is used; see SHOW PROCESSLIST";
+
 /// How MariaDB calls the wait for a replica in the process list.
 const SEMI_SYNC_WAIT: &str = "Waiting for semi-sync ACK";
 
@@ -87,6 +90,14 @@ impl Check for CheckMariadb {
         } else {
             probe(scene, &mut session, &book)
         };
+        let crowded = session.by_extra_port();
+        let verdict = verdict.map(|verdict| {
+            if crowded {
+                verdict.but(CROWDED)
+            } else {
+                verdict
+            }
+        });
         let verdict = verdict.unwrap_or_else(|error| {
             // That says nothing of the server, and there may be no other one.
             Verdict::degraded(format!(
@@ -163,10 +174,14 @@ fn next_step(state: &ProbeState, waits: bool, now: &Moment) -> Step {
 enum Outcome {
     /// It was committed.
     Committed(Duration),
+    /// It was committed by the extra port.
+    CommittedInACrowd(Duration),
     /// The server has become read-only meanwhile.
     ReadOnly,
     /// No answer yet, or one that says "later".
     Unanswered(String),
+    /// There was no connection for it.
+    Crowded,
     /// It can never work like this.
     Refused(String),
 }
@@ -183,6 +198,12 @@ fn judge_probe(
     match outcome {
         Outcome::Committed(took) => Verdict::ok("answers, a commit completes")
             .with_time(Timing::new("commit", *took, patience)),
+        Outcome::CommittedInACrowd(took) => Verdict::ok("answers, a commit completes")
+            .but(CROWDED)
+            .with_time(Timing::new("commit", *took, patience)),
+        Outcome::Crowded => {
+            Verdict::degraded(format!("answers, and no commit is tried: {CROWDED}"))
+        }
         Outcome::ReadOnly => Verdict::ok("answers, has just become read-only"),
         Outcome::Refused(why) => Verdict::failed(format!("no commit can be tried: {why}")),
         Outcome::Unanswered(why) => {
@@ -232,11 +253,11 @@ fn probe(scene: &Scene<'_>, session: &mut Session, book: &ProbeBook) -> std::io:
         Step::Start => start_probe(scene, book, &since)?,
     };
     match outcome {
-        Outcome::Committed(_) => book.write(&ProbeState {
+        Outcome::Committed(_) | Outcome::CommittedInACrowd(_) => book.write(&ProbeState {
             committed: Some(scene.now.clone()),
             outstanding: None,
         })?,
-        Outcome::ReadOnly => book.write(&ProbeState::default())?,
+        Outcome::ReadOnly | Outcome::Crowded => book.write(&ProbeState::default())?,
         // `start_probe` wrote it down before it began; what is refused is tried again.
         Outcome::Unanswered(_) | Outcome::Refused(_) => {}
     }
@@ -314,6 +335,7 @@ fn start_probe(scene: &Scene<'_>, book: &ProbeBook, since: &Moment) -> std::io::
     };
     let mut session = match Session::connect_bare(settings, Target::LocalProbe, limit) {
         Ok(session) => session,
+        Err(error) if error.no_connection_left() => return Ok(Outcome::Crowded),
         Err(error) => {
             book.write(&outstanding(None))?;
             return Ok(outcome_of(&error, settings));
@@ -327,6 +349,7 @@ fn start_probe(scene: &Scene<'_>, book: &ProbeBook, since: &Moment) -> std::io::
         quote(&settings.local().name)
     );
     Ok(match session.execute(&statement) {
+        Ok(()) if session.by_extra_port() => Outcome::CommittedInACrowd(start.elapsed()),
         Ok(()) => Outcome::Committed(start.elapsed()),
         Err(error) => outcome_of(&error, settings),
     })

@@ -172,6 +172,10 @@ impl Scene<'_> {
         if matches!(error, SqlError::Password(_)) {
             return Finding::failed(Verdict::unjudged(error.to_string()));
         }
+        if error.no_connection_left() {
+            // The clients have them, and would come along to another node.
+            return Finding::healthy(no_connection_left(error));
+        }
         // A server that refuses is alive, whatever is wrong with it.
         if error.server_code().is_some() {
             return Finding::failed(Verdict::failed(error.to_string()));
@@ -182,6 +186,14 @@ impl Scene<'_> {
             ..Finding::failed(Verdict::failed(format!("{error}; {unit}")))
         }
     }
+}
+
+/// The server cannot be asked, and a failover would not help.
+fn no_connection_left(error: &SqlError) -> Verdict {
+    Verdict::degraded(format!(
+        "alive, but every connection is used, so nothing more is known: {error}. Next: SHOW PROCESSLIST; extra_port in \
+         MariaDB's configuration and companion.toml lets the tools in"
+    ))
 }
 
 /// The last verdict of a check, in the run directory.

@@ -134,6 +134,19 @@ impl Verdict {
         Self::new(Level::Degraded, reason)
     }
 
+    /// With a concern that is no reason to let go of the VIP.
+    pub fn but(self, concern: &str) -> Self {
+        Self {
+            level: if self.level == Level::Ok {
+                Level::Degraded
+            } else {
+                self.level
+            },
+            reason: format!("{}; {concern}", self.reason),
+            ..self
+        }
+    }
+
     /// Not healthy.
     pub fn failed(reason: impl Into<String>) -> Self {
         Self::new(Level::Failed, reason)

@@ -1,7 +1,7 @@
 //! A session with a MariaDB server: locally over the unix socket, to a peer over TLS.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -10,11 +10,19 @@ use mysql::prelude::{FromRow, Queryable};
 use mysql::{Conn, OptsBuilder, SslOpts};
 use settings::{Account, Settings};
 
+/// Where the tools find the extra port of their own server.
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// MariaDB's account for the local administrator, as Debian makes it: known by `unix_socket`, without a password.
+const ROOT: &str = "root";
+
 /// Which server, and as whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// This node's server, as the toolkit's own account.
     Local,
+    /// This node's server, as its own administrator, whom the server knows by the user of the process. For what the
+    /// toolkit's account has no right to.
+    LocalRoot,
     /// This node's server, as the commit probe's account, which cannot write past `read_only`.
     LocalProbe,
     /// A peer's server at this address, as the toolkit's own account, over TLS.
@@ -56,6 +64,12 @@ pub enum SqlError {
 }
 
 impl SqlError {
+    /// Whether the server lives and has no connection left, of all or for this user.
+    pub fn no_connection_left(&self) -> bool {
+        // ER_CON_COUNT_ERROR, ER_TOO_MANY_USER_CONNECTIONS
+        matches!(self.server_code(), Some(1040 | 1203))
+    }
+
     /// MariaDB's error number, when the server sent one.
     pub fn server_code(&self) -> Option<u16> {
         match self {
@@ -72,6 +86,8 @@ impl SqlError {
 #[derive(Debug)]
 pub struct Session {
     connection: Conn,
+    /// By MariaDB's `extra_port`.
+    extra: bool,
 }
 
 impl Session {
@@ -85,7 +101,7 @@ impl Session {
         // What the tools do on a server must leave no GTID of its own, and must not wait for clients' locks. The mode is
         // not the site's: with NO_BACKSLASH_ESCAPES or ORACLE a statement would mean something else.
         session.execute(match target {
-            Target::Local | Target::Peer(_) => {
+            Target::Local | Target::LocalRoot | Target::Peer(_) => {
                 "SET SESSION sql_log_bin = 0, lock_wait_timeout = 3, time_zone = '+00:00', \
                  sql_mode = 'STRICT_ALL_TABLES'"
             }
@@ -102,46 +118,88 @@ impl Session {
         deadline: Duration,
     ) -> Result<Self, SqlError> {
         let database = &settings.database;
-        let account: &Account = match target {
-            Target::Local | Target::Peer(_) => &database.account,
-            Target::LocalProbe => &database.probe,
+        let account: Option<&Account> = match target {
+            Target::Local | Target::Peer(_) => Some(&database.account),
+            Target::LocalProbe => Some(&database.probe),
+            Target::LocalRoot => None,
         };
-        let password = account.password()?;
+        let password = account.map(Account::password).transpose()?;
         let options = OptsBuilder::new()
-            .user(Some(&account.user))
-            .pass(Some(password.reveal()))
+            .user(Some(account.map_or(ROOT, |account| &account.user)))
+            .pass(password.as_ref().map(|password| password.reveal()))
             .read_timeout(Some(deadline))
             .write_timeout(Some(deadline))
             .tcp_connect_timeout(Some(deadline))
             // Known beforehand, it saves a question at each connect.
             .max_allowed_packet(Some(16 * 1024 * 1024))
             .prefer_socket(false);
-        let options = match target {
-            Target::Local | Target::LocalProbe => {
-                options.socket(Some(database.socket.to_string_lossy().into_owned()))
+        let (usual, at, extra) = match target {
+            Target::Local | Target::LocalRoot | Target::LocalProbe => {
+                let socket = database.socket.to_string_lossy().into_owned();
+                let at = if target == Target::LocalRoot {
+                    format!("{socket} as {ROOT}")
+                } else {
+                    socket.clone()
+                };
+                // Its own administrator is known by the socket only.
+                let extra = (target != Target::LocalRoot).then(|| {
+                    options
+                        .clone()
+                        .ip_or_hostname(Some(LOOPBACK.to_string()))
+                        .tcp_nodelay(true)
+                });
+                (options.socket(Some(socket)), at, extra)
             }
-            Target::Peer(address) => options
-                .ip_or_hostname(Some(address.to_string()))
-                .tcp_port(database.port)
-                .tcp_nodelay(true)
-                .ssl_opts(Some(
-                    SslOpts::default().with_root_cert_path(Some(database.tls_ca.clone())),
-                )),
+            Target::Peer(address) => {
+                let options = options
+                    .ip_or_hostname(Some(address.to_string()))
+                    .tcp_port(database.port)
+                    .tcp_nodelay(true)
+                    .ssl_opts(Some(
+                        SslOpts::default().with_root_cert_path(Some(database.tls_ca.clone())),
+                    ));
+                let at = SocketAddr::new(address, database.port).to_string();
+                (options.clone(), at, Some(options))
+            }
         };
         let connected = match target {
-            Target::Local | Target::LocalProbe => connect_within(deadline * 2, options),
+            Target::Local | Target::LocalRoot | Target::LocalProbe => {
+                connect_within(deadline * 2, usual)
+            }
             // The driver bounds this one itself.
-            Target::Peer(_) => Conn::new(options),
+            Target::Peer(_) => Conn::new(usual),
         };
-        connected
-            .map(|connection| Self { connection })
-            .map_err(|source| SqlError::Connect {
-                target: match target {
-                    Target::Local | Target::LocalProbe => database.socket.display().to_string(),
-                    Target::Peer(address) => SocketAddr::new(address, database.port).to_string(),
-                },
-                source,
-            })
+        let source = match connected {
+            Ok(connection) => {
+                return Ok(Self {
+                    connection,
+                    extra: false,
+                });
+            }
+            Err(source) => source,
+        };
+        let error = SqlError::Connect { target: at, source };
+        if let Some(options) = extra
+            && error.no_connection_left()
+            && database.extra_port != 0
+        {
+            match Conn::new(options.tcp_port(database.extra_port)) {
+                Ok(connection) => {
+                    return Ok(Self {
+                        connection,
+                        extra: true,
+                    });
+                }
+                // The first error says what is wrong; this one why it could not be got round.
+                Err(source) => log::debug!("extra_port {}: {source}", database.extra_port),
+            }
+        }
+        Err(error)
+    }
+
+    /// Whether it came in by the extra port, as the clients use every other connection.
+    pub fn by_extra_port(&self) -> bool {
+        self.extra
     }
 
     /// Another bound for each answer from now on is not possible in the driver, so a statement
@@ -239,6 +297,21 @@ mod tests {
     #[test]
     fn a_literal_cannot_end_early() {
         assert_eq!(quote(r"a'b\"), r"'a''b\\'");
+    }
+
+    #[test]
+    fn a_server_without_a_connection_left_is_known_by_its_words() {
+        let refused = |code| SqlError::Connect {
+            target: "socket".to_owned(),
+            source: mysql::Error::MySqlError(mysql::error::MySqlError {
+                state: "08004".to_owned(),
+                message: String::new(),
+                code,
+            }),
+        };
+        for (code, none_left) in [(1040, true), (1203, true), (1045, false)] {
+            assert_eq!(refused(code).no_connection_left(), none_left, "{code}");
+        }
     }
 
     #[test]

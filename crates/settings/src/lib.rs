@@ -112,6 +112,9 @@ pub struct Database {
     pub socket: PathBuf,
     /// TCP port on every node (default 3306).
     pub port: u16,
+    /// MariaDB's `extra_port` on every node, by which the tools get in when every connection is used up (default
+    /// 3307; 0 where there is none).
+    pub extra_port: u16,
     /// The list of the server's binlogs, `log_bin` with `.index` (default `/var/lib/mysql/binlog.index`).
     pub binlog_index: PathBuf,
     /// The toolkit's schema with the epoch, heartbeat and probe tables (default `keepalived_companion`).

@@ -311,6 +311,7 @@ fn database(section: &Section<'_, '_>) -> Database {
         unit: section.text("unit", "mariadb.service"),
         socket: section.path("socket", "/run/mysqld/mysqld.sock"),
         port: section.small("port", 3306, 1..=u16::MAX),
+        extra_port: section.small("extra_port", 3307, 0..=u16::MAX),
         binlog_index: section.path("binlog_index", "/var/lib/mysql/binlog.index"),
         schema,
         tls_ca: section.path("tls_ca", "/etc/keepalived/secrets/ca.pem"),
