@@ -66,10 +66,13 @@ pub fn main() -> Exit {
     };
     if arguments.dry_run {
         let seen = look(&settings, Depth::Nodes).seen;
-        answer(&format!(
-            "{:?}",
-            Intent::Audit.decide(&seen, rules(&settings))
-        ));
+        let rules = rules(&settings);
+        let refused = role::refusal(Intent::Audit, &seen, rules)
+            .or_else(|| role::forbidden_by_own_data(&seen, rules));
+        answer(&match refused {
+            Some(refusal) => format!("refused: {refusal}"),
+            None => format!("{:?}", Intent::Audit.decide(&seen, rules)),
+        });
         return Exit::Done;
     }
     if let Err(error) = writable::begin(&settings, &resident::now()) {
@@ -411,8 +414,20 @@ fn settle(
             entitled => track::set_entitled(settings, writable && entitled == Known::Yes)?,
         }
     }
+    let left_vip = track::standby(settings);
+    let forbidden = (left_vip && !seen.seen.local.database.writable())
+        .then(|| role::forbidden_by_own_data(&seen.seen, rules(settings)))
+        .flatten();
     let text;
     let cause = match decision {
+        // In the words of the refusal for which the VIP was left: it is one cause, and told once.
+        Decision::Stay(_) | Decision::Wait(_) if forbidden.is_some() => {
+            text = forbidden
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            Some((text.as_str(), 0.0))
+        }
         Decision::Refuse { why, next } => {
             text = format!("{why}; next: {next}");
             Some((text.as_str(), 0.0))
@@ -437,7 +452,8 @@ fn settle(
     tell::cause(settings, Topic::Role, cause);
     // A VIP given up for a cause that is gone: take part again.
     let local = &seen.seen.local;
-    if track::standby(settings)
+    if left_vip
+        && forbidden.is_none()
         && matches!(decision, Decision::Stay(_) | Decision::Wait(_))
         && (local.entitled() == Known::No || local.database.writable())
     {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Database, Decision, Known, Limits, NodeView, Observation, Policy, PromotionKind, Refusal,
-    decide,
+    decide, plan_promotion,
 };
 
 /// What the settings and the operator's flag say, whoever asks.
@@ -108,6 +108,22 @@ fn open(seen: &Observation) -> Observation {
         server.writable = true;
     }
     seen
+}
+
+/// Why this node would not be opened if the VIP were here, where it is its own data that forbid it: no answer of a
+/// peer would change that, so there is no point in its taking the VIP again and again to find it out.
+pub fn forbidden_by_own_data(seen: &Observation, rules: Rules) -> Option<Refusal> {
+    refusal(Intent::Audit, &entitled(seen), rules).filter(Refusal::own_data)
+}
+
+/// Why what the table answers is not carried out, where it is a take-over and there is no safe plan for it.
+pub fn refusal(intent: Intent, seen: &Observation, rules: Rules) -> Option<Refusal> {
+    match intent.decide(seen, rules) {
+        Decision::Promote(_) => {
+            plan_promotion(seen, PromotionKind::TakeOver, intent.limits(rules)).err()
+        }
+        _ => None,
+    }
 }
 
 /// What becomes of a wish to be the primary.

@@ -15,7 +15,9 @@ mod recovery;
 pub use decide::{Decision, Policy, decide};
 pub use fitness::{Fitness, fitness, is_writable_primary, peer_fitness};
 pub use gtid::{Gtid, GtidError, GtidSet};
-pub use intent::{Intent, Promotion, Rejoin, Rules, may_reopen, promotion, rejoin};
+pub use intent::{
+    Intent, Promotion, Rejoin, Rules, forbidden_by_own_data, may_reopen, promotion, refusal, rejoin,
+};
 pub use observation::{
     Channel, Contact, Database, Epoch, IoThread, Known, LastPrimary, NodeView, Observation,
     PROOF_MARGIN, PeerView, Proof, SemiSync, Server,

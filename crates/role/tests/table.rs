@@ -11,8 +11,8 @@ use std::time::Duration;
 use role::{
     Channel, Contact, CrashRecovery, Database, Decision, Epoch, Intent, IoThread, Known,
     LastPrimary, Limits, NodeView, Observation, PeerView, Policy, Promotion, PromotionKind, Proof,
-    Rejoin, Rules, SemiSync, Server, Step, crash_recovery, decide, may_reopen, plan_promotion,
-    promotion, rejoin,
+    Refusal, Rejoin, Rules, SemiSync, Server, Step, crash_recovery, decide, forbidden_by_own_data,
+    may_reopen, plan_promotion, promotion, refusal, rejoin,
 };
 
 const CAREFUL: Policy = Policy {
@@ -1175,4 +1175,30 @@ fn a_stale_standby_may_not_hold_the_vip() {
     // On the primary such a note is of a time before it opened.
     look.local.database = primary_here();
     assert!(role::fitness(&look).is_fit() || look.peers[0].writable());
+}
+
+#[test]
+fn a_lone_node_whose_own_data_forbid_it_rests_without_the_vip() {
+    let mut me = server(false, 5, "there", "0-1-10");
+    me.channels = vec![channel("0-1-12")];
+    me.channels[0].sql_errno = 1062;
+    for entitled in [true, false] {
+        let look = |contact| seen(here(entitled, answering(me.clone())), contact);
+        let alone = look(Contact::Silent);
+        let forbidden = forbidden_by_own_data(&alone, Rules::default());
+        assert_eq!(forbidden, Some(Refusal::SqlError { errno: 1062 }));
+        // Who has the VIP asks for it, and is told the same.
+        let told = refusal(Intent::Audit, &alone, Rules::default());
+        assert_eq!(told, forbidden.filter(|_| entitled));
+        // With a primary in reach it is a standby as any other.
+        let primary = there(true, answering(server(true, 5, "there", "0-1-12")));
+        assert_eq!(
+            forbidden_by_own_data(&look(primary), Rules::default()),
+            None
+        );
+    }
+    // What a peer may change does not count.
+    let mut may_lack = seen(here(false, closed("there", "0-1-10")), Contact::Silent);
+    may_lack.peers[0].proof = Some(OLD);
+    assert_eq!(forbidden_by_own_data(&may_lack, Rules::default()), None);
 }
