@@ -802,6 +802,275 @@ fn what_cannot_be_taken_back_needs_a_copy_of_the_primary() {
 }
 
 /// Changes lines of a node's settings; gives the settings as they were.
+/// VRRP's changes of state on a node, as its hook has logged them.
+fn vrrp_changes(lab: &Lab, node: NodeName) -> usize {
+    let lines = lab::trial::log_lines(lab, node);
+    lines
+        .iter()
+        .filter(|l| l.contains("State changed to"))
+        .count()
+}
+
+#[test]
+fn a_lone_standby_that_may_not_open_rests() {
+    /// Seconds.
+    const LASTS: f64 = 20.0;
+    /// MASTER, and FAULT for good.
+    const MOST: usize = 2;
+    let (_one_at_a_time, lab) = whole_lab();
+    let row = lab::event::first_row();
+    let insert = format!("INSERT INTO ha_app.rows (writer, n, at) VALUES (99, {row}, NOW(6))");
+    lab.sql(Node2, &format!("SET sql_log_bin = 0; {insert}"))
+        .unwrap();
+    lab.sql(Node1, &insert).unwrap();
+    wait_until("replication to stop", LIMIT, || {
+        let status = lab.sql(Node2, "SHOW ALL SLAVES STATUS")?;
+        Ok(if status.contains("1062") {
+            Ok(())
+        } else {
+            Err(status)
+        })
+    })
+    .unwrap();
+    let before = vrrp_changes(&lab, Node2);
+    lab.power_off(Node1).unwrap();
+    let lost = now();
+    let audit = "/usr/libexec/keepalived-companion/audit --dry-run";
+    wait_until("the refusal", LIMIT, || {
+        let answer = lab.exec(Node2, &["sh", "-c", audit])?.text();
+        Ok(
+            if answer.starts_with("refused: ") && answer.contains("1062") {
+                Ok(())
+            } else {
+                Err(answer)
+            },
+        )
+    })
+    .unwrap();
+    lab::trial::await_moment(lost + LASTS);
+    let changes = vrrp_changes(&lab, Node2) - before;
+    println!("a lone standby that may not open: {changes} changes of VRRP's state in {LASTS} s");
+    assert!(changes <= MOST, "{changes}");
+    lab.power_on(Node1).unwrap();
+    wait_until("node1 to be the primary again", LIMIT, || {
+        let roles = lab.roles()?;
+        Ok(if roles.writable == [Node1] && roles.vip == [Node1] {
+            Ok(())
+        } else {
+            Err(format!("{roles:?}"))
+        })
+    })
+    .unwrap();
+    let delete =
+        format!("SET sql_log_bin = 0; DELETE FROM ha_app.rows WHERE n = {row}; START SLAVE");
+    lab.sql(Node2, &delete).unwrap();
+    lab.await_roles("a primary with a standby", LIMIT, Roles::whole)
+        .unwrap();
+}
+
+/// Idle sessions of the application until none is left for it.
+const CROWD: &str = "mysqli_report(MYSQLI_REPORT_OFF); \
+    for ($i = 0; $i < 170; $i++) { $c[] = @mysqli_connect('localhost', 'ha_user', 'securepass'); } sleep(120);";
+
+#[test]
+fn every_connection_used_up_moves_nothing_and_keeps_no_tool_out() {
+    /// Seconds.
+    const LASTS: f64 = 10.0;
+    let (_one_at_a_time, lab) = whole_lab();
+    let writer = start_writer(&lab, 1);
+    let struck = now();
+    let crowd = [
+        "systemd-run",
+        "--unit=crowd",
+        "--collect",
+        "php",
+        "-r",
+        CROWD,
+    ];
+    lab.exec(Node1, &crowd).unwrap().success().unwrap();
+    let check = "/usr/libexec/keepalived-companion/check-mariadb --output nagios";
+    let crowded = "every connection for clients is used";
+    wait_until("the last connection to go", LIMIT, || {
+        let client = "mariadb -uha_user -psecurepass -e 'SELECT 1' 2>&1";
+        let text = lab.exec(Node1, &["sh", "-c", client])?.text();
+        Ok(if text.contains("Too many connections") {
+            Ok(())
+        } else {
+            Err(text)
+        })
+    })
+    .unwrap();
+    let full = now();
+    lab::trial::await_moment(full + LASTS);
+    let roles = lab.roles().unwrap();
+    assert_eq!((roles.vip, roles.writable), (vec![Node1], vec![Node1]));
+    wait_until("the check to say so", LIMIT, || {
+        let ended = lab.exec(Node1, &["sh", "-c", check])?;
+        // A warning, not a failure.
+        Ok(
+            if ended.text().contains(crowded) && ended.status.code() == Some(1) {
+                Ok(())
+            } else {
+                Err(ended.text())
+            },
+        )
+    })
+    .unwrap();
+    let kept = now();
+    hand_over(&lab);
+    await_rows(&writer, 100);
+    let report = writer.stop().unwrap();
+    println!(
+        "every connection used up: {:.2} s without a write, {:.2} s in the switch-over, {} acknowledged",
+        report.longest_gap_within(struck, kept),
+        report.longest_gap(kept),
+        report.rows.len()
+    );
+    // The sessions have ended by the switch-over.
+    lab.exec(Node1, &["systemctl", "stop", "crowd"]).unwrap();
+    assert_whole(&lab, &report, Node2);
+}
+
+/// An event a second, one that is disabled, and one of another definer.
+const EVENTS: &str = "
+    CREATE TABLE ha_app.ticks (id BIGINT AUTO_INCREMENT PRIMARY KEY, server INT NOT NULL, name VARCHAR(20) NOT NULL);
+    CREATE EVENT ha_app.ticking ON SCHEDULE EVERY 1 SECOND ON COMPLETION PRESERVE
+        DO INSERT INTO ha_app.ticks (server, name) VALUES (@@server_id, 'ticking');
+    CREATE EVENT ha_app.sleeping ON SCHEDULE EVERY 1 SECOND DISABLE
+        DO INSERT INTO ha_app.ticks (server, name) VALUES (@@server_id, 'sleeping');
+    CREATE DEFINER = 'ha_user'@'localhost' EVENT ha_app.`of ``another` ON SCHEDULE EVERY 1 DAY
+        DO INSERT INTO ha_app.ticks (server, name) VALUES (@@server_id, 'of another');
+    SET GLOBAL event_scheduler = ON";
+
+/// What the primary has of them: all that must not change with the roles.
+fn events(lab: &Lab, node: NodeName) -> String {
+    lab.sql(
+        node,
+        "SELECT EVENT_NAME, DEFINER, STATUS, ON_COMPLETION, INTERVAL_VALUE, INTERVAL_FIELD, STARTS, SQL_MODE, TIME_ZONE
+         FROM information_schema.EVENTS ORDER BY EVENT_NAME",
+    )
+    .unwrap()
+}
+
+/// How many times an event has run on that server.
+fn ticks(lab: &Lab, primary: NodeName, on: NodeName, name: &str) -> u64 {
+    let query = format!(
+        "SELECT COUNT(*) FROM ha_app.ticks WHERE server = {} AND name = '{name}'",
+        on.server_id()
+    );
+    lab.sql(primary, &query).unwrap().parse().unwrap()
+}
+
+/// The event runs on the primary; nothing of it does on the other node, which has no scheduler.
+fn events_run_on(lab: &Lab, primary: NodeName, whole: &str) {
+    let standby = primary.other();
+    for name in ["ticking", "later"] {
+        let before = ticks(lab, primary, primary, name);
+        let elsewhere = ticks(lab, primary, standby, name);
+        let known = whole.contains(name);
+        wait_until("an event on the primary", LIMIT, || {
+            let now = ticks(lab, primary, primary, name);
+            Ok(if now > before + 2 || !known {
+                Ok(())
+            } else {
+                Err(format!("{name}: {now} of {before}"))
+            })
+        })
+        .unwrap();
+        assert_eq!(ticks(lab, primary, standby, name), elsewhere, "{name}");
+    }
+    assert_eq!(ticks(lab, primary, primary, "sleeping"), 0);
+    assert_eq!(events(lab, primary), whole);
+    wait_until("the standby's events to be disabled", LIMIT, || {
+        let state = lab.sql(
+            standby,
+            "SELECT @@event_scheduler, COUNT(*) FROM information_schema.EVENTS WHERE STATUS = 'ENABLED'",
+        )?;
+        Ok(if state == "OFF\t0" { Ok(()) } else { Err(state) })
+    })
+    .unwrap();
+    lab.complete(primary, LIMIT).unwrap();
+}
+
+/// The audit of the primary has noted that the scheduler runs, and what is disabled.
+fn events_are_noted(lab: &Lab, standby: NodeName) {
+    wait_until("the note of the events", LIMIT, || {
+        let noted = lab.sql(
+            standby,
+            "SELECT GROUP_CONCAT(event_name, status ORDER BY event_name) FROM keepalived_companion.event",
+        );
+        Ok(match noted {
+            Ok(text) if text == "ON,sleepingDISABLED" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    })
+    .unwrap();
+}
+
+#[test]
+fn scheduled_events_run_on_the_primary_as_they_were() {
+    let (_one_at_a_time, lab) = whole_lab();
+    lab.sql(Node1, EVENTS).unwrap();
+    let whole = events(&lab, Node1);
+    events_run_on(&lab, Node1, &whole);
+    events_are_noted(&lab, Node2);
+    hand_over(&lab);
+    events_run_on(&lab, Node2, &whole);
+    // One that is made while a node is away, with a server that starts its scheduler by itself there.
+    let config = Node1.root().join("etc/mysql/mariadb.conf.d/70-events.cnf");
+    std::fs::write(&config, "[mariadbd]\nevent_scheduler = ON\n").unwrap();
+    lab.shut_down(Node1).unwrap();
+    lab.sql(
+        Node2,
+        "CREATE EVENT ha_app.later ON SCHEDULE EVERY 1 SECOND
+         DO INSERT INTO ha_app.ticks (server, name) VALUES (@@server_id, 'later')",
+    )
+    .unwrap();
+    let whole = events(&lab, Node2);
+    lab.power_on(Node1).unwrap();
+    lab.await_roles("a primary with a standby", LIMIT, Roles::whole)
+        .unwrap();
+    events_run_on(&lab, Node2, &whole);
+    // A crash instead of a switch-over; and the node that crashed comes back with its events enabled.
+    lab.power_off(Node2).unwrap();
+    wait_until("node1 to take over", LIMIT, || {
+        let closed = lab.sql(Node1, "SELECT @@read_only + 0")?;
+        Ok(if closed == "0" { Ok(()) } else { Err(closed) })
+    })
+    .unwrap();
+    lab.power_on(Node2).unwrap();
+    lab.await_roles("a primary with a standby", LIMIT, Roles::whole)
+        .unwrap();
+    events_run_on(&lab, Node1, &whole);
+    lab.equal_tables("ha_app.rows, keepalived_companion.epoch", LIMIT)
+        .unwrap();
+    // A scheduler that the site stops stays so.
+    lab.sql(Node1, "SET GLOBAL event_scheduler = OFF").unwrap();
+    wait_until("the note that the scheduler is off", LIMIT, || {
+        let noted = lab.sql(
+            Node2,
+            "SELECT status FROM keepalived_companion.event WHERE event_name = ''",
+        )?;
+        Ok(if noted == "OFF" { Ok(()) } else { Err(noted) })
+    })
+    .unwrap();
+    hand_over(&lab);
+    // Written once the new primary has done what it does with its scheduler.
+    wait_until("node2 to look at its events", LIMIT, || {
+        let there = lab::trial::is_there(&lab, Node2, "/run/keepalived-companion/events.json")?;
+        Ok(if there { Ok(()) } else { Err(String::new()) })
+    })
+    .unwrap();
+    assert_eq!(lab.sql(Node2, "SELECT @@event_scheduler").unwrap(), "OFF");
+    lab.sql(
+        Node2,
+        "DROP EVENT ha_app.ticking; DROP EVENT ha_app.sleeping; DROP EVENT ha_app.later; \
+                    DROP EVENT ha_app.`of ``another`; DROP TABLE ha_app.ticks",
+    )
+    .unwrap();
+    std::fs::remove_file(config).unwrap();
+}
+
 fn set(node: NodeName, changes: &[(&str, &str)]) -> String {
     let path = node.root().join("etc/keepalived/companion.toml");
     let before = std::fs::read_to_string(&path).unwrap();

@@ -8,7 +8,7 @@ use observe::{Session, SqlError, Target};
 use process::ProcessError;
 use settings::Settings;
 
-use crate::{node_role, statements};
+use crate::{events, node_role, statements};
 
 /// How long a killed server may take to be gone.
 const DEATH: Duration = Duration::from_secs(5);
@@ -84,6 +84,11 @@ fn close_local(settings: &Settings) -> Result<(), CloseError> {
     }
     statements::close(&mut session)?;
     statements::end_clients(&mut session, settings)?;
+    // Events may write past `read_only`. Those that have begun meanwhile are ended as the clients were.
+    if events::scheduler_runs(&mut session)? {
+        events::stop(settings, settings.role.self_fence / 3);
+        statements::end_clients(&mut session, settings)?;
+    }
     statements::set_semi_sync(&mut session, settings, false)?;
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::link::Link;
 use crate::look::{Depth, Look, look, look_unless, rules};
 use crate::promote::{PromoteError, carry_out};
 use crate::slave_position::PositionError;
-use crate::{node_role, relay_log, replicas, resident, statements, takeover, tell};
+use crate::{events, node_role, relay_log, replicas, resident, statements, takeover, tell};
 
 /// Causes that end by themselves within a few ticks are alerted only after this many seconds.
 const PATIENCE_SECONDS: f64 = 8.0;
@@ -245,6 +245,9 @@ fn tick(
             let settled = settle(settings, &mut glance, &decision, None);
             tell_of_node(settings, &glance, config);
             compare_windows(settings, &glance);
+            if let Some(server) = glance.seen.local.database.server() {
+                events::follow(settings, server.writable);
+            }
             settled?;
             return Ok(automatic::consider(settings, &glance)?);
         }

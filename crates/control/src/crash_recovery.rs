@@ -2,7 +2,7 @@
 //! about to cut off its binlog.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alerts::Severity;
@@ -13,11 +13,11 @@ use role::CrashRecovery;
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
-use crate::binlog;
 use crate::cli::{Common, Exit};
 use crate::look::{Depth, look};
 use crate::path_error::{PathError, at, remove};
 use crate::tell;
+use crate::{binlog, events};
 
 /// Read by mariadb.service; Debian's unit passes the variable on to mariadbd.
 const ENVIRONMENT: &str = "mariadb.env";
@@ -110,6 +110,10 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
     // First: an answer from an earlier start is none for this one.
     let environment = settings.paths.run.join(ENVIRONMENT);
     remove(&environment)?;
+    let scheduler = events::start_option();
+    if let Some(option) = scheduler {
+        write_options(&environment, &[option])?;
+    }
     let Some(unclosed) = binlog::unclosed(&settings.database.binlog_index)? else {
         log::info!("the binlog was closed in order: nothing to recover");
         return Ok(());
@@ -141,14 +145,22 @@ fn before_start(settings: &Settings) -> Result<(), RecoveryError> {
     // On the disk before anything is cut off: a second power loss must not take the report.
     place.note.replace(&saved)?;
     // Last: without it nothing is cut off.
-    let options = b"MYSQLD_OPTS=--init-rpl-role=SLAVE\n";
-    replace(&environment, 0o644, options, Durability::Visible)?;
+    let options: Vec<&str> = scheduler
+        .into_iter()
+        .chain(["--init-rpl-role=SLAVE"])
+        .collect();
+    write_options(&environment, &options)?;
     log::info!(
         "{} is the primary: the end of {} that was never acknowledged is rolled back",
         saved.primary,
         saved.original.display()
     );
     Ok(())
+}
+
+fn write_options(environment: &Path, options: &[&str]) -> Result<(), FileError> {
+    let line = format!("MYSQLD_OPTS={}\n", options.join(" "));
+    replace(environment, 0o644, line.as_bytes(), Durability::Visible)
 }
 
 fn after_start(settings: &Settings) -> Result<(), RecoveryError> {

@@ -12,6 +12,7 @@ mod cancel;
 mod cli;
 pub mod crash_recovery;
 mod diverged;
+mod events;
 pub mod failback;
 mod fault;
 mod files;

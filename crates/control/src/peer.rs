@@ -21,7 +21,7 @@ use crate::broken_off::{self, Left};
 use crate::cli::{Common, Exit};
 use crate::link;
 use crate::wire::{self, NoRequest, Request, Response, Standing};
-use crate::{act, failback, files, harvest, node_role, rebuild, resident, tell};
+use crate::{act, events, failback, files, harvest, node_role, rebuild, resident, tell};
 
 /// A question longer than this is refused.
 const LINE_CAP: usize = 64 * 1024;
@@ -195,6 +195,8 @@ fn grant(settings: &Settings, to: &str) -> Result<(), FileError> {
             log::error!("{error}");
         }
         node_role::write(settings, NodeRole::Standby, memory.highest_epoch);
+        // What they have begun waits for the freeze, and is ended before that is.
+        events::stop(settings, settings.role.self_fence / 3);
     } else {
         node_role::look_again(settings);
     }

@@ -141,10 +141,18 @@ pub fn claim_epoch(session: &mut Session, settings: &Settings, epoch: u64) -> Re
 }
 
 /// The toolkit's sessions keep out of the binlog; these rows must travel with the data.
-fn replicated(session: &mut Session, statement: &str) -> Result<(), SqlError> {
+pub fn replicated(session: &mut Session, statement: &str) -> Result<(), SqlError> {
     session.execute("SET SESSION sql_log_bin = 1")?;
     let written = session.execute(statement);
-    session.execute("SET SESSION sql_log_bin = 0")?;
+    // One that did not answer is not asked again: that would be waited for as well, and its late answer be taken for
+    // another one.
+    if written
+        .as_ref()
+        .err()
+        .is_none_or(|error| error.server_code().is_some())
+    {
+        session.execute("SET SESSION sql_log_bin = 0")?;
+    }
     written
 }
 

@@ -79,6 +79,7 @@ pub fn cause(settings: &Settings, topic: Topic, cause: Option<(&str, f64)>) {
         Topic::Settings => ("settings-mistake", "settings-mended"),
         Topic::Files => ("files-unusable", "files-usable"),
         Topic::Window => ("windows-differ", "windows-agree"),
+        Topic::Events => ("events-attention", "events-settled"),
     };
     let Some((text, after)) = cause else {
         if told != Cause::default() {

@@ -16,6 +16,8 @@ pub enum Topic {
     Files,
     /// The windows of this node and its primary: `cause-window.json`.
     Window,
+    /// The database's scheduled events: `cause-events.json`.
+    Events,
 }
 
 /// A cause; the default is none.
@@ -37,6 +39,7 @@ pub fn file(settings: &Settings, topic: Topic) -> JsonFile<Cause> {
         Topic::Settings => "cause-settings.json",
         Topic::Files => "cause-files.json",
         Topic::Window => "cause-window.json",
+        Topic::Events => "cause-events.json",
     };
     JsonFile::volatile(settings.paths.run.join(name), 1).or_in(&settings.paths.state)
 }

@@ -15,6 +15,7 @@ mod testing;
 pub mod alone;
 pub mod cause;
 pub mod epoch;
+pub mod events;
 pub mod fitness;
 pub mod grant;
 pub mod hook_sequence;
