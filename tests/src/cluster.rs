@@ -305,7 +305,14 @@ impl Lab {
 
     /// Shuts the node down in order, and waits until it is off.
     pub fn shut_down(&self, node: NodeName) -> Result<(), LabError> {
-        self.exec(node, &["systemctl", "poweroff"])?.success()?;
+        self.halt(node, &["systemctl", "poweroff"])?;
+        self.power_off(node)
+    }
+
+    /// Runs a command by which the node goes down, and waits until it has. Its kernel still answers for its addresses,
+    /// until [`Self::power_off`].
+    pub fn halt(&self, node: NodeName, command: &[&str]) -> Result<(), LabError> {
+        self.exec(node, command)?.success()?;
         wait_until(
             &format!("{node} to shut down"),
             Duration::from_secs(60),
@@ -315,8 +322,13 @@ impl Lab {
                     Some(leader) => Err(format!("its init {leader} still runs")),
                 })
             },
-        )?;
-        self.power_off(node)
+        )
+    }
+
+    /// Reboots the node in order; the network is silent between the halt and the boot.
+    pub fn reboot(&self, node: NodeName) -> Result<(), LabError> {
+        self.shut_down(node)?;
+        self.power_on(node)
     }
 
     /// Boots the node again with the disk it had.

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{CACHE, LabError, at, tell};
 
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,procps,keepalived,\
+const PACKAGES: &str = "systemd,systemd-sysv,libpam-systemd,dbus,iproute2,iputils-ping,procps,keepalived,\
 mariadb-server,mariadb-client,mariadb-backup,rsync,openssh-server,openssh-client,apache2,php,\
 libapache2-mod-php,php-mysql,nftables,openssl,ca-certificates,curl,socat,logrotate,less,lsyncd,\
 inotify-tools";

@@ -19,7 +19,7 @@ use lab::trial::{
     ALONE, BUSY, LIMIT, RESIDENT, SIGN, STALE, Trial, await_moment, complete, is_there, json,
 };
 use lab::writer::now;
-use lab::{Lab, NodeName, Side, Turn, wait_until};
+use lab::{Lab, LabError, NodeName, Side, Turn, wait_until};
 
 use NodeName::{Node1, Node2};
 
@@ -185,6 +185,116 @@ fn a_standby_that_leaves_in_order_stops_nothing() {
     complete(&lab, Node1);
 }
 
+/// What the service that hands over says of itself.
+const HANDED_OVER: &str = "node2 has taken over";
+
+/// How often the active node has handed over so far.
+fn handed_over(lab: &Lab) -> usize {
+    let lines = lab::trial::log_lines(lab, Node1);
+    lines
+        .iter()
+        .filter(|line| line.contains(HANDED_OVER))
+        .count()
+}
+
+#[test]
+fn an_active_node_that_goes_down_in_order_hands_over_first() {
+    /// Seconds.
+    const MOST: f64 = 1.0;
+    let (_one_at_a_time, lab) = quiet_lab();
+    for (what, command) in [
+        (
+            "systemctl reboot of the active",
+            &["systemctl", "poweroff"][..],
+        ),
+        (
+            "a halt of the active past logind",
+            &["kill", "-s", "RTMIN+4", "1"],
+        ),
+    ] {
+        let mut run = Trial::start(&lab, what);
+        let before = handed_over(&lab);
+        let struck = now();
+        lab.halt(Node1, command).unwrap();
+        let down = now();
+        assert_eq!(lab.sql(Node2, "SELECT @@read_only + 0").unwrap(), "0");
+        // A while with a kernel that still answers, as of a host that takes long to go.
+        run.writer().await_more(200, LIMIT).unwrap();
+        lab.power_off(Node1).unwrap();
+        lab.power_on(Node1).unwrap();
+        assert_eq!(handed_over(&lab), before + 1, "{what}");
+        let (primary, pause) = run.goes_on(struck);
+        println!("{what}: down after {:.2} s", down - struck);
+        assert_eq!(primary, Node2);
+        assert!(pause <= MOST + BUSY, "{what}: {pause:.2} s");
+    }
+}
+
+#[test]
+fn a_restart_of_services_is_no_shutdown() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let mut run = Trial::start(&lab, "services of the active are restarted");
+    let before = handed_over(&lab);
+    let struck = now();
+    for unit in [
+        "keepalived-companion-leave",
+        "systemd-logind",
+        "keepalived-companion-links",
+        "sync-realtime",
+    ] {
+        lab.exec(Node1, &["systemctl", "restart", unit])
+            .unwrap()
+            .success()
+            .unwrap();
+    }
+    run.node1_goes_on(struck);
+    assert_eq!(handed_over(&lab), before);
+    let list = lab.exec(Node1, &["systemd-inhibit", "--list"]).unwrap();
+    assert!(
+        list.text().contains("keepalived-companion"),
+        "{}",
+        list.text()
+    );
+}
+
+/// Nothing hands over, and the kernel of the host that has gone still answers.
+#[test]
+fn an_active_node_that_goes_down_without_a_word_is_taken_over_from() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let mut run = Trial::start(&lab, "a halt of the active that hands nothing over");
+    let leave = [
+        "systemctl",
+        "kill",
+        "-s",
+        "KILL",
+        "keepalived-companion-leave",
+    ];
+    let mask = [
+        "systemctl",
+        "mask",
+        "--runtime",
+        "--now",
+        "keepalived-companion-leave",
+    ];
+    lab.exec(Node1, &mask).unwrap().success().unwrap();
+    lab.exec(Node1, &leave).unwrap();
+    let struck = now();
+    lab.halt(Node1, &["systemctl", "poweroff"]).unwrap();
+    let down = now();
+    wait_until("the standby to open", LIMIT, || {
+        let closed = lab.sql(Node2, "SELECT @@read_only + 0")?;
+        Ok(if closed == "0" { Ok(()) } else { Err(closed) })
+    })
+    .unwrap_or_else(|error| run.fails(&error.to_string()));
+    run.writer().await_more(200, LIMIT).unwrap();
+    lab.power_off(Node1).unwrap();
+    lab.power_on(Node1).unwrap();
+    let (primary, pause) = run.goes_on(struck);
+    println!("down after {:.2} s", down - struck);
+    assert_eq!(primary, Node2);
+    run.assert_within_window(pause);
+}
+
 #[test]
 fn an_active_node_whose_programs_hang_writes_nothing_when_they_go_on() {
     /// Seconds.
@@ -228,6 +338,49 @@ fn resident_lives(lab: &Lab, node: NodeName, since: f64) {
         )
     })
     .unwrap();
+}
+
+/// The process that keeps the connection to the peer open, as ssh itself tells it.
+fn connection_to_peer(lab: &Lab, node: NodeName) -> Result<Result<String, String>, LabError> {
+    let path = format!(
+        "ControlPath=/run/keepalived-companion/ssh-{}",
+        node.other().private()
+    );
+    let asked = lab.exec(
+        node,
+        &["ssh", "-F", "none", "-o", &path, "-O", "check", "peer"],
+    )?;
+    let said = String::from_utf8_lossy(&asked.stderr).trim().to_owned();
+    Ok(if asked.status.success() {
+        Ok(said)
+    } else {
+        Err(said)
+    })
+}
+
+/// Without it each question to the peer's forced command waits for a handshake.
+#[test]
+fn a_connection_to_the_peer_is_kept_open() {
+    /// Seconds: more than between two tries.
+    const LASTS: f64 = 5.0;
+    let (_one_at_a_time, lab) = quiet_lab();
+    let kept = |node| {
+        let mut master = String::new();
+        wait_until("a connection to the peer", LIMIT, || {
+            Ok(connection_to_peer(&lab, node)?.map(|said| master = said))
+        })
+        .unwrap();
+        master
+    };
+    for node in NodeName::ALL {
+        let before = kept(node);
+        await_moment(now() + LASTS);
+        assert_eq!(kept(node), before, "{node}");
+        // Its socket stays.
+        strike_resident(&lab, node, "KILL");
+        assert_ne!(kept(node), before, "{node}");
+    }
+    complete(&lab, Node1);
 }
 
 #[test]

@@ -155,10 +155,6 @@ pub fn asked(settings: &Settings, words: &[&str]) -> Exit {
 }
 
 fn there(settings: &Settings, node: &Node, options: &Options, cancel: &Cancel) -> Exit {
-    let Some(address) = observe::reachable(settings, node, settings.peer.port) else {
-        log::error!("{} does not answer on any network", node.name);
-        return Exit::Unreachable;
-    };
     let mut words = format!("{COMMAND} --timeout {}", options.timeout);
     for (on, word) in [
         (options.dry_run, " --dry-run"),
@@ -171,10 +167,24 @@ fn there(settings: &Settings, node: &Node, options: &Options, cancel: &Cancel) -
             words.push_str(word);
         }
     }
-    match ssh(settings, address)
-        .arg(words)
-        .run_passing_on(|| !cancel.asked())
-    {
+    ask(settings, node, &words, || !cancel.asked())
+}
+
+/// Asks a peer to take over from this node, a primary that is well, within so long.
+pub fn by_peer(settings: &Settings, peer: &Node, patience: Duration) -> Exit {
+    let start = Instant::now();
+    let words = format!("{COMMAND} --timeout {}", patience.as_secs().max(1));
+    ask(settings, peer, &words, || start.elapsed() < patience)
+}
+
+/// Runs the words there, with this program's own output. As soon as `go_on` says no the peer is told to stop, which it
+/// does as long as nothing is lost by it.
+fn ask(settings: &Settings, node: &Node, words: &str, go_on: impl Fn() -> bool) -> Exit {
+    let Some(address) = observe::reachable(settings, node, settings.peer.port) else {
+        log::error!("{} does not answer on any network", node.name);
+        return Exit::Unreachable;
+    };
+    match ssh(settings, address).arg(words).run_passing_on(go_on) {
         Ok(Some(0)) => Exit::Done,
         Ok(Some(code)) => Exit::from_code(code).unwrap_or(Exit::Unreachable),
         Ok(None) => Exit::Unreachable,
@@ -722,6 +732,16 @@ impl Failback<'_> {
         )
     }
 
+    /// Whoever asked for it waits no longer, as a host does that goes down once it has handed over: what follows would
+    /// only be said to be wrong.
+    fn is_left_alone(&self) -> bool {
+        let left = self.cancel.asked();
+        if left {
+            self.say("done, and not verified to its end: whoever asked for it waits no longer");
+        }
+        left
+    }
+
     /// The roles as they should be, a row written here and read there, and files on their way back.
     fn verify(&self, former: &str) -> Result<(), FailbackError> {
         let settings = self.settings;
@@ -729,6 +749,9 @@ impl Failback<'_> {
         let mut missing = String::new();
         let mut written = false;
         while start.elapsed() < VERIFY {
+            if self.is_left_alone() {
+                return Ok(());
+            }
             let mut seen = look(settings, Depth::Nodes);
             match self.lacking(&mut seen, former, &mut written) {
                 Ok(None) => {
@@ -772,6 +795,9 @@ impl Failback<'_> {
             if text != told {
                 self.say(&format!("the files of {former}: {text}"));
                 told = text;
+            }
+            if self.is_left_alone() {
+                return Ok(());
             }
             if start.elapsed() > VERIFY {
                 break;

@@ -17,6 +17,7 @@ pub mod failback;
 mod fault;
 mod files;
 mod harvest;
+pub mod leave;
 mod link;
 pub mod links;
 mod look;

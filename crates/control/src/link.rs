@@ -1,6 +1,7 @@
 //! A conversation with the forced command on a peer: `ssh peer session`, then one JSON line each way.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nodefiles::sync_status::SyncStatus;
@@ -72,6 +73,11 @@ pub enum LinkError {
     Versions(#[from] VersionsApart),
 }
 
+/// Where the connection that `links` keeps open to this address listens.
+pub fn control_path(settings: &Settings, address: IpAddr) -> PathBuf {
+    settings.paths.run.join(format!("ssh-{address}"))
+}
+
 /// ssh towards a peer's forced command. `links` keeps a connection open at the control path; without
 /// one, each call makes its own.
 pub fn ssh(settings: &Settings, address: IpAddr) -> Program {
@@ -90,8 +96,8 @@ pub fn ssh(settings: &Settings, address: IpAddr) -> Program {
     program
         .arg("-o")
         .arg(format!(
-            "ControlPath={}/ssh-%h",
-            settings.paths.run.display()
+            "ControlPath={}",
+            control_path(settings, address).display()
         ))
         .arg("-o")
         .arg(format!("UserKnownHostsFile={}", ssh.known_hosts.display()))

@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::cli::{Common, Exit};
-use crate::link::ssh;
+use crate::link::{control_path, ssh};
 use crate::resident;
 use crate::window::window;
 
@@ -126,9 +126,10 @@ impl Files {
 fn keep(settings: &Settings, peer: &Node) -> Infallible {
     let mut told = None;
     loop {
+        // Left by one that was killed, it would keep the next one from listening there.
+        let _ = std::fs::remove_file(control_path(settings, peer.private));
         let opened = ssh(settings, peer.private).arg("-MN").converse();
         match opened {
-            // -N opens no session, so the first line is the end.
             Ok(connection) => connection.wait_for_end(),
             Err(error) => {
                 let text = error.to_string();

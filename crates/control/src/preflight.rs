@@ -60,6 +60,12 @@ pub enum Obstacle {
         /// Why.
         why: String,
     },
+    /// This node is on its way down itself.
+    #[error("{node} is shutting down or rebooting; wait until it is up again")]
+    GoingDown {
+        /// This node.
+        node: String,
+    },
     /// Files are held until a person has looked.
     #[error("the files of {node} are held: {why}. Look, then there: sync-realtime --release")]
     FilesHeld {
@@ -78,7 +84,18 @@ impl Obstacle {
             Self::LongTransaction { .. }
             | Self::LockedTables { .. }
             | Self::Backup { .. }
+            | Self::GoingDown { .. }
             | Self::FilesHeld { .. } => false,
+        }
+    }
+
+    /// The session of the primary that would have to end.
+    fn session(&self) -> Option<u64> {
+        match self {
+            Self::LongTransaction { id, .. }
+            | Self::LockedTables { id, .. }
+            | Self::Backup { id, .. } => Some(*id),
+            Self::NoVip { .. } | Self::GoingDown { .. } | Self::FilesHeld { .. } => None,
         }
     }
 }
@@ -98,12 +115,15 @@ pub fn obstacles(
     let Some(session) = look.sessions.get_mut(node) else {
         return Ok(Vec::new());
     };
-    let mut found = transactions(settings, session, node)?;
+    let mut found = sessions_in_the_way(settings, session, node)?;
+    let me = &settings.local().name;
+    if host::shutting_down() {
+        found.push(Obstacle::GoingDown { node: me.clone() });
+    }
     if let Some(why) = not_ready(settings) {
-        let node = settings.local().name.clone();
+        let node = me.clone();
         found.push(Obstacle::NoVip { node, why });
     }
-    found.extend(locks(settings, session, node)?);
     let files = look
         .links
         .get_mut(node)
@@ -115,6 +135,30 @@ pub fn obstacles(
         });
     }
     Ok(found)
+}
+
+fn sessions_in_the_way(
+    settings: &Settings,
+    session: &mut Session,
+    node: &str,
+) -> Result<Vec<Obstacle>, SqlError> {
+    let mut found = transactions(settings, session, node)?;
+    found.extend(locks(settings, session, node)?);
+    Ok(found)
+}
+
+/// Ends the local sessions that a switch-over would wait for, and says which: this host goes down, so they end in any
+/// case.
+pub fn end_sessions_in_the_way(settings: &Settings, session: &mut Session) -> Result<(), SqlError> {
+    let found = sessions_in_the_way(settings, session, &settings.local().name)?;
+    for obstacle in found {
+        if let Some(id) = obstacle.session() {
+            log::warn!("{obstacle}: it is ended, as the host goes down");
+            // Gone already is as good.
+            let _ = session.execute(&format!("KILL CONNECTION {id}"));
+        }
+    }
+    Ok(())
 }
 
 /// Why Keepalived here would not take the VIP now: the clients would find a closed database until it did.

@@ -10,6 +10,7 @@ pub mod act;
 mod address;
 mod boot;
 mod database;
+pub mod logind;
 mod not_known;
 mod stat;
 mod unit;

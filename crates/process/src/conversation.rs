@@ -35,6 +35,17 @@ pub struct Conversation {
     given_up: bool,
 }
 
+/// What a program said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// One line.
+    Line(String),
+    /// Nothing, for as long as was listened.
+    Silence,
+    /// It says nothing any more.
+    End,
+}
+
 /// Until when a line is repeated; shared with the thread that does it.
 #[derive(Debug, Clone)]
 pub struct Until(Arc<Mutex<Instant>>);
@@ -153,6 +164,15 @@ impl Conversation {
         Ok(())
     }
 
+    /// Waits for a line that it says without a question.
+    pub fn hear(&mut self, patience: Duration) -> Heard {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => Heard::Line(line),
+            Err(RecvTimeoutError::Timeout) => Heard::Silence,
+            Err(RecvTimeoutError::Disconnected) => Heard::End,
+        }
+    }
+
     /// Whether the program has ended.
     pub fn is_over(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
@@ -165,9 +185,12 @@ impl Conversation {
         }
     }
 
-    /// Waits, without a limit, until the program closes its output; what it says is dropped.
-    pub fn wait_for_end(self) {
+    /// Waits, without a limit, until the program ends; what it says is dropped. The end of its output is none: ssh -N
+    /// of OpenSSH 9.2 closes it as soon as it is connected.
+    pub fn wait_for_end(mut self) {
         while self.lines.recv().is_ok() {}
+        // Only a process that is no child of this one cannot be waited for.
+        let _ = self.child.wait();
     }
 }
 

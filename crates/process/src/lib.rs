@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-pub use conversation::{Conversation, Until};
+pub use conversation::{Conversation, Heard, Until};
 pub use running::{Finished, Running};
 
 /// Most bytes of each stream that are kept; the rest is read and dropped.
@@ -402,6 +402,30 @@ mod tests {
         let mut silent = Program::new("sleep").arg("60").converse().unwrap();
         let error = silent.ask("x", Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, ProcessError::Deadline { .. }));
+    }
+
+    #[test]
+    fn what_is_said_without_a_question_is_heard() {
+        let mut says = Program::new("sh")
+            .args(["-c", "echo one; read line; echo two"])
+            .converse()
+            .unwrap();
+        let long = Duration::from_secs(10);
+        assert_eq!(says.hear(long), Heard::Line("one".to_owned()));
+        assert_eq!(says.hear(Duration::from_millis(20)), Heard::Silence);
+        assert_eq!(says.ask("go on", long).unwrap(), "two");
+        assert_eq!(says.hear(long), Heard::End);
+    }
+
+    #[test]
+    fn a_program_that_closes_its_output_has_not_ended() {
+        let start = Instant::now();
+        let closes = Program::new("sh")
+            .args(["-c", "exec >&-; sleep 0.3"])
+            .converse()
+            .unwrap();
+        closes.wait_for_end();
+        assert!(start.elapsed() >= Duration::from_millis(300));
     }
 
     #[test]

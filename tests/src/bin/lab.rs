@@ -56,6 +56,11 @@ enum Verb {
         /// The node
         node: NodeName,
     },
+    /// Reboot a node in order; its network is silent between the halt and the boot
+    Reboot {
+        /// The node
+        node: NodeName,
+    },
     /// Boot a node again
     PowerOn {
         /// The node
@@ -172,6 +177,7 @@ fn run(verb: Verb) -> Result<(String, u8), LabError> {
                 .map(|output| shown(&output))
         }
         Verb::PowerOff { node } => lab.power_off(node).map(nothing),
+        Verb::Reboot { node } => lab.reboot(node).map(nothing),
         Verb::PowerOn { node } => lab.power_on(node).map(nothing),
         Verb::Partition { side, node } => lab.partition(node, side).map(nothing),
         Verb::Heal => lab.heal().map(nothing),

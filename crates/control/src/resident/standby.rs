@@ -7,7 +7,7 @@ use alerts::Severity;
 use nodefiles::proof::{self, Noted, Shown, Stale};
 use observe::{Session, SqlError, Target, read_epoch, uptime_seconds};
 use role::alone::QUESTIONS;
-use role::{Epoch, GtidSet};
+use role::{Epoch, GtidSet, IoThread};
 use settings::{Node, Settings};
 
 use super::{alive, now, pledge_name, raise, wall_clock};
@@ -305,10 +305,12 @@ impl<'a> Standby<'a> {
     pub fn leave(&mut self, local: &mut Session) {
         let settings = self.settings;
         let closed: bool = local.row("SELECT @@read_only").unwrap_or(false);
-        if !closed || self.last.is_none() || !host::shutting_down() {
+        if !closed || !host::shutting_down() {
             return;
         }
-        let Some((_, primary)) = self.last.take() else {
+        // One that has just handed the right to write over follows already, and was shown nothing yet.
+        let shown = self.last.take().map(|(_, primary)| primary);
+        let Some(primary) = shown.or_else(|| receives_from(settings, local)) else {
             return;
         };
         if let Err(error) = local.execute("STOP ALL SLAVES") {
@@ -322,6 +324,20 @@ impl<'a> Standby<'a> {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// The peer whose changes this node receives.
+fn receives_from(settings: &Settings, local: &mut Session) -> Option<String> {
+    let server = observe::observe_server(local, settings).ok()?;
+    let source = &server
+        .channels
+        .iter()
+        .find(|c| c.io == IoThread::Running)?
+        .source;
+    let peer = settings
+        .peers()
+        .find(|peer| peer.private.to_string() == *source);
+    peer.map(|peer| peer.name.clone())
 }
 
 /// This node gives its proof up; `age` is that of the last one. Whether it is written down.

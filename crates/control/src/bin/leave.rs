@@ -1,0 +1,5 @@
+//! See `control::leave`.
+
+fn main() -> control::Exit {
+    control::leave::main()
+}
