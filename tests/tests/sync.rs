@@ -935,6 +935,57 @@ fn a_killed_service_goes_on_where_it_was() {
     println!("killed at renames: {}", last_lines(&news(Node1, &log), 3));
 }
 
+/// The standby's rsync stands, with its connection in order: rsync itself would wait for two minutes.
+#[test]
+fn a_transfer_that_stands_is_given_up() {
+    let (_one_at_a_time, lab) = quiet_lab();
+    let root = copy(Node1);
+    let fake = Node2.root().join("usr/local/bin/rsync");
+    let _real = Undo(|| drop(fs::remove_file(Node2.root().join("usr/local/bin/rsync"))));
+    let script = "#!/bin/sh\nif mv /run/stands /run/stood 2>/dev/null; then exec sleep 1000; fi\nexec /usr/bin/rsync \"$@\"\n";
+    fs::write(&fake, script).unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    run(&lab, Node2, "rm -f /run/stood; touch /run/stands");
+    let before = mirror::status(Node1).unwrap().unwrap().retries;
+    let mut number = 0;
+    // Those that wait already are real ones.
+    wait_until("an rsync that stands", LIMIT, || {
+        fs::write(
+            root.join(format!("stands{}", number % 20)),
+            number.to_string(),
+        )
+        .unwrap();
+        number += 1;
+        let stood = lab.exec(Node2, &["test", "-e", "/run/stood"])?;
+        Ok(if stood.status.success() {
+            Ok(())
+        } else {
+            Err(String::new())
+        })
+    })
+    .unwrap();
+    for name in 0..5 {
+        fs::write(root.join(format!("after{name}")), "after").unwrap();
+        // One at a time, so that each has a transfer of its own.
+        wait_until("the name to be taken", LIMIT, || {
+            let status = mirror::status(Node1)?.unwrap();
+            let stands = status.standbys[0]
+                .oldest_unsent_seconds
+                .is_some_and(|s| s > 1.0);
+            Ok(if stands || equal_now().is_ok() {
+                Ok(())
+            } else {
+                Err(mirror::brief(Some(&status)))
+            })
+        })
+        .unwrap();
+    }
+    let took = in_sync(&lab);
+    let tries = mirror::status(Node1).unwrap().unwrap().retries - before;
+    println!("a transfer that stood: in sync {took:?} after the last write, {tries} failed tries");
+    assert_eq!(tries, 1, "it did not stand");
+}
+
 #[test]
 fn a_link_that_swallows_everything_costs_few_tries() {
     let (_one_at_a_time, lab) = quiet_lab();

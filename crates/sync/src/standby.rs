@@ -39,6 +39,14 @@ const IDLE: Duration = Duration::from_secs(1);
 const LARGE_AGAIN: Duration = Duration::from_millis(100);
 /// rsyncs that end while the next one works.
 const MOST_LEAVING: usize = 2;
+/// One that has said goodbye and has not ended for so long is ended: its work is done.
+const LONGEST_FAREWELL: Duration = Duration::from_secs(5);
+/// A transfer that has not come to its end within this time stands: see [`patience`].
+const STANDS: Duration = Duration::from_secs(15);
+/// What the slowest disk that a standby may have takes for each name.
+const EACH_NAME: Duration = Duration::from_millis(20);
+/// The same in bytes a second.
+const SLOWEST: u64 = 256 * 1024;
 /// A file of which not all names were found is looked for again after this time, when what moved meanwhile is
 /// known.
 const FIND_AGAIN: Duration = Duration::from_millis(50);
@@ -77,6 +85,22 @@ pub struct Found {
 }
 
 /// One standby's thread.
+/// An rsync that has done its work and ends by itself.
+#[derive(Debug)]
+struct Leaving {
+    running: Running,
+    /// What it sent.
+    keys: Vec<Key>,
+    since: Instant,
+}
+
+/// How long a transfer may take before it is given up, with its connection: nothing of it can come after what is sent
+/// next. rsync's own time-out counts from the last sign of life, and is no help against one that waits for its ssh.
+fn patience(names: u64, bytes: u64) -> Duration {
+    let names = u32::try_from(names).unwrap_or(u32::MAX);
+    STANDS + EACH_NAME.saturating_mul(names) + Duration::from_secs(bytes / SLOWEST)
+}
+
 #[derive(Debug)]
 pub struct Worker {
     settings: Settings,
@@ -88,8 +112,7 @@ pub struct Worker {
     links: Vec<Links>,
     /// Threads that compare or send a large file.
     beside: Vec<JoinHandle<()>>,
-    /// rsyncs that have done their work and end by themselves, with what they sent.
-    leaving: Vec<(Running, Vec<Key>)>,
+    leaving: Vec<Leaving>,
     token: Option<String>,
     checkpointed: Option<Instant>,
     /// Something was acknowledged since the last checkpoint.
@@ -606,18 +629,31 @@ impl Worker {
             }
         };
         let start = Instant::now();
-        let finished = running.finish_until(&list, has_finished, || self.shared.lock().may_send());
+        let patience = patience(entries.len() as u64 + deletions, bytes);
+        let finished = running.finish_until(&list, has_finished, || {
+            start.elapsed() < patience && self.shared.lock().may_send()
+        });
         self.compare_vacated(index, vacated);
         let output = match finished {
             Ok(Finished::Ended(output)) => output,
             Ok(Finished::Early(running)) => {
-                let keys = entries.iter().map(|entry| entry.key.clone()).collect();
-                self.leaving.push((running, keys));
+                self.leaving.push(Leaving {
+                    running,
+                    keys: entries.iter().map(|entry| entry.key.clone()).collect(),
+                    since: Instant::now(),
+                });
                 return self.acknowledge(link, entries, deletions, bytes, start.elapsed());
             }
             Err(error) => {
+                let names = entries.len();
                 self.put_back(entries, Instant::now());
-                return Err(error.into());
+                return Err(if start.elapsed() < patience {
+                    error.into()
+                } else {
+                    Trouble::Transfer(format!(
+                        "a transfer of {names} names and {bytes} bytes was not done after {patience:.0?}, and is given up"
+                    ))
+                });
             }
         };
         match outcome(output.status.code()) {
@@ -668,9 +704,14 @@ impl Worker {
 
     fn reap(&mut self) {
         let mut again = Vec::new();
-        self.leaving
-            .retain_mut(|(running, keys)| match running.end() {
-                None => true,
+        self.leaving.retain_mut(
+            |Leaving {
+                 running,
+                 keys,
+                 since,
+             }| match running.end() {
+                // Dropped, it is killed.
+                None => since.elapsed() < LONGEST_FAREWELL,
                 Some(status) => {
                     let code = status.and_then(|status| status.code());
                     // It said that everything was in place. If it thinks otherwise now, it is looked at again;
@@ -680,7 +721,8 @@ impl Worker {
                     }
                     false
                 }
-            });
+            },
+        );
         if !again.is_empty() {
             let mut state = self.shared.lock();
             for key in again {
