@@ -2,7 +2,7 @@
 //! its schedule.
 //!
 //! MariaDB leaves that to its administrator (tried on 10.11.19): an event that arrives by replication is
-//! SLAVESIDE_DISABLED whatever it was, and stays so on a new primary; on the old one it stays ENABLED and writes as
+//! `SLAVESIDE_DISABLED` whatever it was, and stays so on a new primary; on the old one it stays ENABLED and writes as
 //! its definer, past `read_only` if that one may. So
 //!
 //! - a closed server has no scheduler: it is stopped before the right to write is given away, at a fence, and in each
@@ -297,12 +297,12 @@ fn as_primary(
             .then_some(runs),
         disabled: disabled.map(Event::key).collect(),
     };
-    let notes = if entered && statements.is_empty() && now.scheduler.is_some() {
+    let due = if entered && statements.is_empty() && now.scheduler.is_some() {
         to_note(&settings.database.schema, &noted, &now)
     } else {
         Vec::new()
     };
-    if !(entered && statements.is_empty() && notes.is_empty())
+    if !(entered && statements.is_empty() && due.is_empty())
         && let Some(_lock) = unchanged(settings, root, true)
     {
         let changed = change(root, &statements);
@@ -316,7 +316,7 @@ fn as_primary(
         changed?;
         // A row that waits for a standby is not for now: the lock is held.
         if statements::commits_waiting(session)? == 0 {
-            for note in &notes {
+            for note in &due {
                 statements::replicated(session, note)?;
             }
         }
@@ -413,13 +413,13 @@ fn configured() -> bool {
 
 /// The last one counts; a name without a value is on.
 fn starts_scheduler(options: &str) -> bool {
-    let values = options.lines().filter_map(|line| {
+    let mut values = options.lines().filter_map(|line| {
         let (name, value) = line.split_once('=').unwrap_or((line, "ON"));
         let name = name.trim_start_matches("--").replace('_', "-");
         (name.trim_start_matches("loose-") == "event-scheduler").then_some(value)
     });
     values
-        .last()
+        .next_back()
         .is_some_and(|value| ["ON", "1", "TRUE"].contains(&value.to_uppercase().as_str()))
 }
 

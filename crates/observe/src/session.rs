@@ -126,7 +126,7 @@ impl Session {
         let password = account.map(Account::password).transpose()?;
         let options = OptsBuilder::new()
             .user(Some(account.map_or(ROOT, |account| &account.user)))
-            .pass(password.as_ref().map(|password| password.reveal()))
+            .pass(password.as_ref().map(settings::Secret::reveal))
             .read_timeout(Some(deadline))
             .write_timeout(Some(deadline))
             .tcp_connect_timeout(Some(deadline))

@@ -309,6 +309,12 @@ pub enum ProcessError {
         /// The command line.
         command: String,
     },
+    /// It has opened a named pipe, perhaps in the place of a file.
+    #[error("`{command}` waits for the other end of a named pipe, and was stopped")]
+    NoPartner {
+        /// The command line.
+        command: String,
+    },
     /// It ended in mid-conversation.
     #[error("`{command}` ended before it answered: {stderr}")]
     Ended {
@@ -415,6 +421,21 @@ mod tests {
         assert_eq!(says.hear(Duration::from_millis(20)), Heard::Silence);
         assert_eq!(says.ask("go on", long).unwrap(), "two");
         assert_eq!(says.hear(long), Heard::End);
+    }
+
+    #[test]
+    fn a_program_that_opens_a_named_pipe_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        let made = Program::new("mkfifo").arg(&fifo).run().unwrap();
+        made.success().unwrap();
+        let start = Instant::now();
+        let reads = Program::new("cat").arg(&fifo).start().unwrap();
+        let ended = reads.finish(b"", |_| (), || start.elapsed() < Duration::from_secs(30));
+        assert!(
+            matches!(ended, Err(ProcessError::NoPartner { .. })),
+            "{ended:?}"
+        );
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! A program that is started ahead of its work and waits for its input.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -14,6 +15,11 @@ use crate::{OUTPUT_CAP, Output, ProcessError, Program, collect};
 
 /// How often a wait asks whether it goes on.
 const LOOK: Duration = Duration::from_millis(200);
+/// A program that has stood in the opening of a named pipe for so long has taken it for a file: nobody has the other
+/// end, and no signal of its own wakes it.
+const NO_PARTNER: Duration = Duration::from_secs(2);
+/// The kernel's function in which it stands (fs/fifo.c, now fs/pipe.c), as in `/proc/PID/wchan`.
+const WAITS_FOR_PARTNER: &[u8] = b"wait_for_partner";
 /// The same, where a change wakes it.
 const WAKE: Duration = Duration::from_secs(1);
 
@@ -247,6 +253,7 @@ impl Running {
         }
         let mut left = input;
         let mut errors = Vec::new();
+        let mut without_partner = None::<Instant>;
         let look = LOOK
             .try_into()
             .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -306,7 +313,20 @@ impl Running {
             if !go_on() {
                 return Err(ProcessError::Stopped { command });
             }
+            if self.waits_for_partner() {
+                if without_partner.get_or_insert_with(Instant::now).elapsed() > NO_PARTNER {
+                    return Err(ProcessError::NoPartner { command });
+                }
+            } else {
+                without_partner = None;
+            }
         }
+    }
+
+    /// Whether it stands in the opening of a named pipe. Where the kernel does not tell, it does not.
+    fn waits_for_partner(&self) -> bool {
+        fs::read(format!("/proc/{}/wchan", self.child.id()))
+            .is_ok_and(|function| function == WAITS_FOR_PARTNER)
     }
 }
 

@@ -84,7 +84,16 @@ pub struct Found {
     pub links: Vec<Links>,
 }
 
-/// One standby's thread.
+/// What one rsync is to do.
+struct Transfer {
+    list: Vec<u8>,
+    entries: Vec<Entry>,
+    deletions: u64,
+    bytes: u64,
+    /// Directories that something else may have taken the place of.
+    vacated: Vec<Vec<u8>>,
+}
+
 /// An rsync that has done its work and ends by itself.
 #[derive(Debug)]
 struct Leaving {
@@ -95,12 +104,13 @@ struct Leaving {
 }
 
 /// How long a transfer may take before it is given up, with its connection: nothing of it can come after what is sent
-/// next. rsync's own time-out counts from the last sign of life, and is no help against one that waits for its ssh.
+/// next. rsync's own time-out counts from the last sign of life, and is no help where the sender itself stands.
 fn patience(names: u64, bytes: u64) -> Duration {
     let names = u32::try_from(names).unwrap_or(u32::MAX);
     STANDS + EACH_NAME.saturating_mul(names) + Duration::from_secs(bytes / SLOWEST)
 }
 
+/// One standby's thread.
 #[derive(Debug)]
 pub struct Worker {
     settings: Settings,
@@ -619,9 +629,33 @@ impl Worker {
         if entries.is_empty() {
             return Ok(());
         }
+        let transfer = Transfer {
+            list,
+            entries,
+            deletions,
+            bytes,
+            vacated,
+        };
+        self.transfer(link, index, &tree, transfer)
+    }
+
+    fn transfer(
+        &mut self,
+        link: &mut Link,
+        index: u16,
+        tree: &TreeState,
+        transfer: Transfer,
+    ) -> Result<(), Trouble> {
+        let Transfer {
+            list,
+            entries,
+            deletions,
+            bytes,
+            vacated,
+        } = transfer;
         self.shared.lock().standbys[self.index].bytes = bytes;
         self.see_off();
-        let running = match link.ready(index, &tree) {
+        let running = match link.ready(index, tree) {
             Ok(running) => running,
             Err(error) => {
                 self.put_back(entries, Instant::now());
