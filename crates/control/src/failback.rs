@@ -144,6 +144,14 @@ pub fn asked(settings: &Settings, words: &[&str]) -> Exit {
         log::error!("{mistake}");
         return Exit::Usage;
     }
+    let options = &remote.options;
+    if options.rebuild && !options.dry_run && !settings.failback.rebuild_automatic {
+        log::error!(
+            "a rebuild is not begun at a peer's word alone: type it on this node, failback --rejoin-only --rebuild, or \
+             set failback.rebuild = \"automatic\" in the settings here"
+        );
+        return Exit::Refused;
+    }
     let cancel = Cancel::default();
     let hung_up = cancel.clone();
     std::thread::spawn(move || {

@@ -4,9 +4,10 @@
 //! of its own, while the old server still runs. Then the two directories change places at once: a death
 //! leaves either the old server or a whole new one, and a fetched part is thrown away by the next run.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ use crate::{statements, tell};
 pub const COMMAND: &str = "backup";
 /// Where mariadb-backup says what of the binlog is in the copy; the second is its name from 11 on.
 const POSITION_FILES: [&str; 2] = ["xtrabackup_binlog_info", "mariadb_backup_binlog_info"];
+/// No copy takes longer to come.
+const FETCH: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Making the copy consistent replays what was written meanwhile.
 const PREPARE: Duration = Duration::from_secs(3600);
 /// Another change may run; a copy that took hours is worth waiting.
@@ -43,6 +46,68 @@ const SILENT: u32 = 3;
 const SPARE: u64 = 512 * 1024 * 1024;
 /// The new server's temporary name in the data directory's parent.
 const PART: &str = "rebuild-part";
+
+/// The programs that touch what comes from the primary, each in a unit of its own.
+const CONFINED: [&str; 3] = [UNPACK, PREPARE_COPY, SERVE];
+const UNPACK: &str = "mbstream";
+const PREPARE_COPY: &str = "mariadb-backup";
+const SERVE: &str = "mariadbd";
+/// What such a unit may not do: it writes to the copy only, and reaches nobody.
+const CONFINEMENT: [&str; 12] = [
+    "User=mysql",
+    "NoNewPrivileges=yes",
+    "CapabilityBoundingSet=",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "PrivateNetwork=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectControlGroups=yes",
+    "RestrictNamespaces=yes",
+    "RestrictSUIDSGID=yes",
+];
+
+/// A program that works on the copy, as the database's own user, who can write nothing else here: a primary that was
+/// taken over must not become root on this node by what it sends (mbstream: CVE-2026-44171).
+fn confined(part: &Path, program: &str, limit: Duration) -> Program {
+    let properties = CONFINEMENT.map(|property| format!("--property={property}"));
+    Program::new("systemd-run")
+        .args(["--quiet", "--collect", "--wait", "--pipe"])
+        .arg(format!("--unit={}", unit_of(program)))
+        .args(properties)
+        .arg(format!("--property=ReadWritePaths=\"{}\"", part.display()))
+        // Also where this program is killed.
+        .arg(format!("--property=RuntimeMaxSec={}", limit.as_secs()))
+        .arg("--")
+        .arg(program)
+        .deadline(limit + TELL)
+}
+
+fn unit_of(program: &str) -> String {
+    format!("keepalived-companion-copy-{program}.service")
+}
+
+/// Ends what a run that was killed has left, which may still write.
+fn end_confined() {
+    for program in CONFINED {
+        // One that is not there is as good.
+        let _ = host::act::systemctl(&["stop", &unit_of(program)], SERVER);
+    }
+}
+
+/// A new file in a directory that may hold a link of that name.
+fn create(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)
+}
 
 /// Why the data were not replaced.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +275,7 @@ pub fn steps(settings: &Settings, primary: &Node) -> Vec<String> {
     let Place { data, part } = Place::of(settings);
     let (data, part) = (data.display(), part.display());
     vec![
-        format!("fetch a copy of {}: mariadb-backup there, mbstream into {part} here", primary.name),
+        format!("fetch a copy of {}: mariadb-backup there, mbstream into {part} here, as mysql", primary.name),
         format!("make it consistent: mariadb-backup --prepare --target-dir={part}"),
         "give it its place in the history: a mariadbd without network on it, RESET MASTER, gtid_binlog_state, gtid_slave_pos".to_owned(),
         format!("systemctl stop {}; {data} and {part} change places; the old data stay beside it; start", settings.database.unit),
@@ -242,6 +307,7 @@ pub fn rebuild(
     let needed = size(&mut source)?;
     check_space(&place, needed)?;
     // Of an earlier run that died.
+    end_confined();
     clear(&place.part)?;
     let fetched = fetch(settings, primary, &mut source, &place, needed, cancel, say);
     let history = match fetched {
@@ -364,11 +430,13 @@ fn fetch(
     // Of the other servers nothing is added while the primary is the only one that writes; its own number
     // is the copy's.
     let state = statements::gtids(source, "SELECT @@gtid_binlog_state")?;
-    fs::create_dir(&place.part).map_err(at(&place.part))?;
+    make_part(place).map_err(at(&place.part))?;
     let start = Instant::now();
     let mut told = None::<Instant>;
     let mut received = 0;
-    let unpack = Program::new("mbstream").args(["-x", "-C"]).arg(&place.part);
+    let unpack = confined(&place.part, UNPACK, FETCH)
+        .args(["-x", "-C"])
+        .arg(&place.part);
     let copied = ssh(settings, address)
         .arg(COMMAND)
         .pipe_into(&unpack, |bytes| {
@@ -388,10 +456,9 @@ fn fetch(
         mebibytes(received),
         start.elapsed()
     ));
-    Program::new("mariadb-backup")
+    confined(&place.part, PREPARE_COPY, PREPARE)
         .arg("--prepare")
         .arg(format!("--target-dir={}", place.part.display()))
-        .deadline(PREPARE)
         .run()?
         .success()?;
     if cancel.asked() {
@@ -404,6 +471,13 @@ fn fetch(
     keep_marks(place)?;
     give_place(settings, place, &history)?;
     Ok(history)
+}
+
+/// The database's user owns it, as it does the data.
+fn make_part(place: &Place) -> io::Result<()> {
+    let owner = fs::metadata(&place.data)?;
+    DirBuilder::new().mode(0o700).create(&place.part)?;
+    chown(&place.part, Some(owner.uid()), Some(owner.gid()))
 }
 
 fn progress(bytes: u64, needed: u64, since: Duration) -> String {
@@ -462,7 +536,10 @@ fn keep_marks(place: &Place) -> Result<(), RebuildError> {
         let text = name.to_string_lossy();
         if text.ends_with(".flag") || text.ends_with("_upgrade_info") {
             let new = place.part.join(&name);
-            fs::copy(entry.path(), &new).map_err(at(&new))?;
+            let mut old = File::open(entry.path()).map_err(at(&entry.path()))?;
+            create(&new)
+                .and_then(|mut file| io::copy(&mut old, &mut file))
+                .map_err(at(&new))?;
         }
     }
     for (program, words) in [("chown", &["-R"][..]), ("chmod", &[])] {
@@ -482,19 +559,17 @@ fn give_place(settings: &Settings, place: &Place, history: &History) -> Result<(
     let part = &place.part;
     let statements = part.join("history.sql");
     let whole = history.whole();
-    fs::write(
-        &statements,
-        format!(
-            "RESET MASTER;\nSET GLOBAL gtid_binlog_state = {};\nSET GLOBAL gtid_slave_pos = {};\nSHUTDOWN;\n",
-            statements::quote(&whole.in_order()),
-            statements::quote(&history.position.to_string()),
-        ),
-    )
-    .map_err(at(&statements))?;
+    let text = format!(
+        "RESET MASTER;\nSET GLOBAL gtid_binlog_state = {};\nSET GLOBAL gtid_slave_pos = {};\nSHUTDOWN;\n",
+        statements::quote(&whole.in_order()),
+        statements::quote(&history.position.to_string()),
+    );
+    create(&statements)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(at(&statements))?;
     let binlog = settings.database.binlog_index.with_extension("");
     let binlog = binlog.file_name().unwrap_or_default().to_string_lossy();
-    Program::new("mariadbd")
-        .arg("--user=mysql")
+    confined(part, SERVE, SERVER)
         .arg(format!("--datadir={}", part.display()))
         .arg(format!("--socket={}", part.join("rebuild.sock").display()))
         .arg(format!("--pid-file={}", part.join("rebuild.pid").display()))
@@ -512,7 +587,6 @@ fn give_place(settings: &Settings, place: &Place, history: &History) -> Result<(
         .arg(format!("--log-bin={binlog}"))
         .args(["--relay-log=relaylog", "--relay-log-index=relaylog.index"])
         .arg(format!("--init-file={}", statements.display()))
-        .deadline(SERVER)
         .run()?
         .success()?;
     fs::remove_file(&statements).map_err(at(&statements))?;
