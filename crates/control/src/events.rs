@@ -128,7 +128,8 @@ fn not_known(events: &[Event], noted: &Noted) -> Vec<String> {
         .collect()
 }
 
-/// What has to be written for `now` to be noted. Names are at most 64 characters long, of any kind.
+/// What has to be written for `now` to be noted: rows alone, once there is a table. Names are at most 64 characters
+/// long, of any kind.
 fn to_note(schema: &str, noted: &Noted, now: &Noted) -> Vec<String> {
     let table = format!("`{schema}`.event");
     let key = |(event_schema, name): &(String, String)| {
@@ -155,7 +156,8 @@ fn to_note(schema: &str, noted: &Noted, now: &Noted) -> Vec<String> {
         };
         statements.push(format!("REPLACE INTO {table} VALUES ('', '', '{state}')"));
     }
-    if !statements.is_empty() {
+    // The scheduler last: where it is noted, so is all else, and there is a table.
+    if !statements.is_empty() && noted.scheduler.is_none() {
         let make = format!(
             "CREATE TABLE IF NOT EXISTS {table} (event_schema VARCHAR(64) NOT NULL, event_name VARCHAR(64) NOT NULL, \
              status VARCHAR(10) NOT NULL, PRIMARY KEY (event_schema, event_name)) \
@@ -485,15 +487,17 @@ mod tests {
         assert_eq!(write(&before, &before), [""; 0]);
         assert_eq!(write(&noted(None, &[]), &noted(None, &[])), [""; 0]);
         let statements = write(&before, &noted(Some(false), &["b", "c"]));
-        assert!(statements[0].starts_with("CREATE TABLE IF NOT EXISTS `s`.event ("));
         assert_eq!(
-            statements[1..],
+            statements,
             [
                 "DELETE FROM `s`.event WHERE (event_schema, event_name) = ('app', 'a')",
                 "REPLACE INTO `s`.event VALUES ('app', 'c', 'DISABLED')",
                 "REPLACE INTO `s`.event VALUES ('', '', 'OFF')"
             ]
         );
+        let first = write(&noted(None, &[]), &noted(Some(true), &[]));
+        assert!(first[0].starts_with("CREATE TABLE IF NOT EXISTS `s`.event ("));
+        assert_eq!(first[1..], ["REPLACE INTO `s`.event VALUES ('', '', 'ON')"]);
     }
 
     #[test]
