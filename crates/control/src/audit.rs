@@ -252,7 +252,7 @@ fn tick(
             return Ok(automatic::consider(settings, &glance)?);
         }
     }
-    let _lock = RoleLock::take(settings, Duration::from_secs(1))?;
+    let lock = RoleLock::take(settings, Duration::from_secs(1))?;
     let mut seen = look(settings, Depth::Nodes);
     let decision = Intent::Audit.decide(&seen.seen, rules(settings));
     log::debug!("{:?} -> {decision:?}", seen.seen);
@@ -270,6 +270,17 @@ fn tick(
         }
     };
     tell_of_node(settings, &seen, config);
+    drop(lock);
+    // Whatever keeps it from being a standby in order: a closed server has no scheduler.
+    if seen
+        .seen
+        .local
+        .database
+        .server()
+        .is_some_and(|me| !me.writable)
+    {
+        events::follow(settings, false);
+    }
     settled?;
     acted.map(drop)
 }

@@ -175,6 +175,11 @@ enum EventsError {
     Sql(#[from] SqlError),
     #[error(transparent)]
     File(#[from] nodefiles::FileError),
+    #[error("the server's process is not known")]
+    NoProcess,
+    /// Something is to be changed, and a change of roles is under way: the next look does it.
+    #[error("a change of roles is under way")]
+    Later,
     #[error("{} of the events cannot be changed: {}", .0.len(), .0.join("; "))]
     Some(Vec<String>),
     #[error(
@@ -205,6 +210,8 @@ pub fn follow(settings: &Settings, open: bool) {
             }
         });
     let text = match outcome {
+        // What was told before still holds.
+        Err(EventsError::Later) => return,
         Err(EventsError::Sql(error @ SqlError::Connect { .. })) if !concerned => {
             // A site without events has nothing to be told.
             log::debug!("{error}");
@@ -258,11 +265,14 @@ fn stop_scheduler(settings: &Settings, root: &mut Session) -> Result<(), EventsE
 }
 
 /// The role lock, where the server still is what it was when it was looked at: a change of roles in between has done what
-/// belongs to it. None says that the next look will do.
-fn unchanged(settings: &Settings, root: &mut Session, open: bool) -> Option<RoleLock> {
-    let lock = RoleLock::take(settings, Duration::ZERO).ok()?;
-    let closed: bool = root.row("SELECT @@read_only").ok()?;
-    (closed != open).then_some(lock)
+/// belongs to it.
+fn unchanged(settings: &Settings, root: &mut Session, open: bool) -> Result<RoleLock, EventsError> {
+    let lock = RoleLock::take(settings, Duration::ZERO).map_err(|_| EventsError::Later)?;
+    let closed: bool = root.row("SELECT @@read_only")?;
+    if closed == open {
+        return Err(EventsError::Later);
+    }
+    Ok(lock)
 }
 
 fn as_closed(settings: &Settings, root: &mut Session) -> Result<(), EventsError> {
@@ -271,9 +281,7 @@ fn as_closed(settings: &Settings, root: &mut Session) -> Result<(), EventsError>
     if statements.is_empty() && !running {
         return Ok(());
     }
-    let Some(_lock) = unchanged(settings, root, false) else {
-        return Ok(());
-    };
+    let _lock = unchanged(settings, root, false)?;
     stop_scheduler(settings, root)?;
     change(root, &statements)
 }
@@ -286,9 +294,7 @@ fn as_primary(
     let noted = noted(settings, session)?;
     let found = events(root)?;
     let statements = to_primary(&found, &noted);
-    let Some(server) = this_server(settings) else {
-        return Ok(());
-    };
+    let server = this_server(settings).ok_or(EventsError::NoProcess)?;
     let entered = file(settings).read().ok().flatten().as_ref() == Some(&server);
     let runs = scheduler_runs(root)?;
     let not_known = not_known(&found, &noted);
@@ -304,9 +310,8 @@ fn as_primary(
     } else {
         Vec::new()
     };
-    if !(entered && statements.is_empty() && due.is_empty())
-        && let Some(_lock) = unchanged(settings, root, true)
-    {
+    if !(entered && statements.is_empty() && due.is_empty()) {
+        let _lock = unchanged(settings, root, true)?;
         let changed = change(root, &statements);
         if !entered {
             if noted.scheduler.unwrap_or_else(configured) && !runs {

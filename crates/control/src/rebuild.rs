@@ -4,10 +4,10 @@
 //! of its own, while the old server still runs. Then the two directories change places at once: a death
 //! leaves either the old server or a whole new one, and a fetched part is thrown away by the next run.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use nodefiles::{FileError, Lock, Sharing, Wait};
 use observe::{Session, SqlError, Target};
 use process::{ProcessError, Program};
 use role::GtidSet;
-use rustix::fs::{CWD, RenameFlags, renameat_with, statvfs};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statvfs};
 use settings::{Node, Settings};
 
 use crate::cancel::Cancel;
@@ -44,6 +44,8 @@ const TELL: Duration = Duration::from_secs(2);
 const SILENT: u32 = 3;
 /// What must stay free besides the copy: the undo of what was written meanwhile, and some air.
 const SPARE: u64 = 512 * 1024 * 1024;
+/// More than a position in the binlog or a mark needs.
+const LARGEST_TEXT: u64 = 64 * 1024;
 /// The new server's temporary name in the data directory's parent.
 const PART: &str = "rebuild-part";
 
@@ -53,8 +55,14 @@ const UNPACK: &str = "mbstream";
 const PREPARE_COPY: &str = "mariadb-backup";
 const SERVE: &str = "mariadbd";
 /// What such a unit may not do: it writes to the copy only, and reaches nobody.
-const CONFINEMENT: [&str; 12] = [
+const CONFINEMENT: [&str; 15] = [
     "User=mysql",
+    // The server that runs here knows `mysql` as an administrator.
+    "InaccessiblePaths=-/run/mysqld -/run/dbus",
+    // An end by a signal is none in order, as it would be for any other type.
+    "Type=oneshot",
+    // The copy is thrown away then.
+    "KillSignal=SIGKILL",
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "ProtectSystem=strict",
@@ -78,7 +86,7 @@ fn confined(part: &Path, program: &str, limit: Duration) -> Program {
         .args(properties)
         .arg(format!("--property=ReadWritePaths=\"{}\"", part.display()))
         // Also where this program is killed.
-        .arg(format!("--property=RuntimeMaxSec={}", limit.as_secs()))
+        .arg(format!("--property=TimeoutStartSec={}", limit.as_secs()))
         .arg("--")
         .arg(program)
         .deadline(limit + TELL)
@@ -96,17 +104,30 @@ fn end_confined() {
     }
 }
 
-/// A new file in a directory that may hold a link of that name.
+/// A new file in a directory that may hold a link of that name. The database's user may read it, whatever the umask.
 fn create(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(path)
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    Ok(file)
+}
+
+/// A small text in a directory that the database's user may write: no link is followed, and no pipe is waited for.
+fn text_of(path: &Path) -> io::Result<String> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(i32::try_from(flags.bits()).unwrap_or_default())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut text = String::new();
+    file.take(LARGEST_TEXT).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Why the data were not replaced.
@@ -313,6 +334,7 @@ pub fn rebuild(
     let history = match fetched {
         Ok(history) => history,
         Err(error) => {
+            end_confined();
             clear(&place.part)?;
             return Err(error);
         }
@@ -515,7 +537,7 @@ fn position(part: &Path) -> Result<GtidSet, RebuildError> {
     let none = || RebuildError::NoPosition(part.to_owned());
     let text = POSITION_FILES
         .iter()
-        .find_map(|name| fs::read_to_string(part.join(name)).ok())
+        .find_map(|name| text_of(&part.join(name)).ok())
         .ok_or_else(none)?;
     let position: GtidSet = text
         .split_whitespace()
@@ -536,9 +558,9 @@ fn keep_marks(place: &Place) -> Result<(), RebuildError> {
         let text = name.to_string_lossy();
         if text.ends_with(".flag") || text.ends_with("_upgrade_info") {
             let new = place.part.join(&name);
-            let mut old = File::open(entry.path()).map_err(at(&entry.path()))?;
+            let old = text_of(&entry.path()).map_err(at(&entry.path()))?;
             create(&new)
-                .and_then(|mut file| io::copy(&mut old, &mut file))
+                .and_then(|mut file| file.write_all(old.as_bytes()))
                 .map_err(at(&new))?;
         }
     }
@@ -578,6 +600,10 @@ fn give_place(settings: &Settings, place: &Place, history: &History) -> Result<(
             "--skip-log-error",
             "--skip-slave-start",
             "--read-only=1",
+            // The copy's events are enabled, as on the primary.
+            "--event-scheduler=OFF",
+            // Another place may be out of reach here.
+            "--tmpdir=/tmp",
         ])
         .args([
             "--rpl-semi-sync-master-enabled=OFF",

@@ -54,12 +54,13 @@ impl Credentials {
         Ok(made)
     }
 
-    /// The client, which executes the file of statements and stops at the first error. The sessions of the
+    /// The client, which executes the file of statements and stops at the first error. What a peer has sent may be among
+    /// them: it runs no command, and reads no file of this node. The sessions of the
     /// toolkit keep out of the binlog, and so does this when `log` is false.
     pub fn execute(&self, statements: &Path, log: bool) -> Program {
         let mut client = Program::new("mariadb")
             .arg(format!("--defaults-file={}", self.path.display()))
-            .arg("--binary-mode")
+            .args(["--binary-mode", "--local-infile=0"])
             .stdin_from(statements);
         if !log {
             client = client.arg("--init-command=SET SESSION sql_log_bin = 0");
