@@ -1142,7 +1142,8 @@ fn a_release_goes_through_and_what_it_deletes_is_kept() {
     );
     let kept = trash(&lab, Node2);
     let files: u64 = kept.iter().map(|(_, files)| files).sum();
-    assert_eq!(files - before, 4000, "{kept:?}");
+    // What was sent under the new copy's first name before it moved may be among them.
+    assert!(files - before >= 4000, "{kept:?}");
     // All of the tree, by hand.
     fs::remove_dir_all(root.join("app")).unwrap();
     in_sync(&lab);
